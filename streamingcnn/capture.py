@@ -1,0 +1,451 @@
+"""From a module and the shapes of its inputs to a graph.
+
+``torch.export`` on fake tensors runs the module's own Python once, without memory and without arithmetic, so
+branches, shape sums and custom blocks come out as the module means them. In-place operations become out of
+place (a stored map must never be written to), autocast's casts become nodes, and every operation is lowered to
+nodes of our graph or refused. Parameters and buffers are only *named*; they are looked up on the live module
+at every forward.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import operator
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.utils import _pytree as pytree
+
+from .errors import Problem, UnsupportedModuleError
+from .graph import Graph, GraphBuilder, Node, op_name
+from .ops import layout, noise, norms, pointwise, reductions, resample, windows
+from .ops.registry import lowering_of
+from .ops.rule import Call, Value, values_in
+
+aten = torch.ops.aten
+FAMILIES = (windows, resample, pointwise, layout, norms, reductions, noise)
+
+#: Operations that need whole maps and give one of the same shape: they run plainly, their result is stored.
+WHOLE_SAME_SHAPE = {
+    aten.flip, aten.roll, aten.softmax, aten._softmax, aten.log_softmax, aten._log_softmax, aten.cumsum,
+    aten.layer_norm,
+}  # fmt: skip
+#: Operations that need whole maps in any other way: they run plainly on stored maps, and so does what follows.
+WHOLE = {
+    aten.adaptive_avg_pool1d, aten.adaptive_avg_pool2d, aten.adaptive_avg_pool3d, aten.adaptive_max_pool1d,
+    aten.adaptive_max_pool2d, aten.adaptive_max_pool3d, aten.amax, aten.amin, aten.max, aten.min, aten.mean,
+    aten.sum, aten.var, aten.std, aten.var_mean, aten.logsumexp, aten.norm, aten.linalg_vector_norm, aten.argmax,
+    aten.argmin, aten.prod, aten.topk, aten.sort, aten.kthvalue, aten.median, aten.matmul, aten.bmm, aten.mm,
+    aten.addmm, aten.baddbmm, aten.linear, aten.einsum, aten.scaled_dot_product_attention, aten.view, aten.reshape,
+    aten.flatten, aten._unsafe_view, aten.unflatten, aten.squeeze, aten.unsqueeze, aten.permute, aten.transpose,
+    aten.select, aten.slice, aten.index, aten.index_select, aten.gather, aten.take_along_dim, aten.grid_sampler,
+    aten._fft_r2c, aten._fft_c2r, aten._fft_c2c, aten.fft_fft2, aten.fft_ifft2, aten.fft_fftn, aten.fft_ifftn,
+    aten.fft_rfft2, aten.fft_irfft2, aten.fft_rfftn, aten.fft_irfftn, aten.numel, aten.sym_size, aten.unbind,
+    aten.split, aten.chunk, aten.split_with_sizes, aten.cat, aten.stack, aten.expand, aten.repeat, aten.pad,
+    aten.convolution, aten.conv1d, aten.conv2d, aten.conv3d, aten.movedim, aten.mse_loss, aten.l1_loss,
+    aten.binary_cross_entropy, aten.binary_cross_entropy_with_logits, aten.cross_entropy_loss, aten.nll_loss_nd,
+    aten.nll_loss2d, aten.smooth_l1_loss, aten.huber_loss, aten.dist, aten.cumsum, aten.any, aten.all,
+    aten.bilinear, aten.cosine_similarity, aten.ones_like, aten.zeros_like, aten.full_like, aten.new_zeros,
+    aten.new_ones, aten.new_full, aten.new_empty, aten.empty_like, aten.upsample_nearest1d, aten.upsample_nearest2d,
+    aten.upsample_nearest3d, aten.upsample_linear1d, aten.upsample_bilinear2d, aten.upsample_trilinear3d,
+    aten.upsample_bicubic2d, aten._upsample_bilinear2d_aa, aten._upsample_bicubic2d_aa, aten.avg_pool1d,
+    aten.avg_pool2d, aten.avg_pool3d, aten.max_pool1d, aten.max_pool2d, aten.max_pool3d, aten.batch_norm,
+    aten.instance_norm, aten.group_norm, aten.pixel_shuffle, aten.pixel_unshuffle,
+}  # fmt: skip
+
+
+@torch.library.custom_op("streamingcnn::no_gradient", mutates_args=())
+def no_gradient(x: Tensor) -> Tensor:
+    """Marks, during capture, where a ``torch.no_grad()`` region gives its result to the outside."""
+    return x.detach().clone()
+
+
+@no_gradient.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _mark_no_grad_regions(graph_module: torch.fx.GraphModule) -> None:
+    """Decomposition inlines ``no_grad`` regions and forgets them; a marker on each result keeps the meaning."""
+    for child in graph_module.children():
+        if isinstance(child, torch.fx.GraphModule):
+            _mark_no_grad_regions(child)
+    graph = graph_module.graph
+    for node in list(graph.nodes):
+        if node.target is not torch.ops.higher_order.wrap_with_set_grad_enabled or node.args[0]:
+            continue
+        for item in list(node.users):
+            value = item.meta.get("val")
+            if not isinstance(value, Tensor) or not value.is_floating_point():
+                continue
+            with graph.inserting_after(item):
+                marker = graph.call_function(torch.ops.streamingcnn.no_gradient.default, (item,))
+            marker.meta = dict(item.meta)
+            item.replace_all_uses_with(marker, delete_user_cb=lambda user, m=marker: user is not m)
+    graph_module.recompile()
+
+
+class _Watch:
+    """Sees ``torch.autograd.Function.apply`` during capture: export would keep only its forward."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.problems: list[Problem] = []
+        self.paths = {id(child): path for path, child in module.named_modules()}
+
+    @contextlib.contextmanager
+    def active(self) -> Iterator[None]:
+        original = torch.autograd.Function.__dict__["apply"]
+        watch = self
+
+        def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
+            if not cls.__module__.startswith(("torch._functorch", "torch._dynamo", "torch._export", "torch.fx")):
+                watch.report(cls)
+            return original.__get__(None, cls)(*args, **kwargs)
+
+        torch.autograd.Function.apply = classmethod(apply)  # type: ignore[assignment,method-assign]
+        try:
+            yield
+        finally:
+            torch.autograd.Function.apply = original  # type: ignore[method-assign]
+
+    def report(self, cls: type) -> None:
+        frame, layer = sys._getframe(2), ""
+        while frame is not None:
+            owner = frame.f_locals.get("self")
+            if id(owner) in self.paths and isinstance(owner, nn.Module):
+                layer = self.paths[id(owner)]
+                break
+            frame = frame.f_back  # type: ignore[assignment]
+        if cls.__name__ == "CheckpointFunction":
+            reason = "a reentrant checkpoint comes out of capture without a gradient"
+            instead = "remove it (streaming recomputes anyway) or pass use_reentrant=False"
+        else:
+            reason = "capture keeps only the forward of a custom autograd.Function, not its gradient"
+            instead = (
+                "write it as torch.library.custom_op with register_autograd, and give it a rule with "
+                "streamingcnn.register_rule"
+            )
+        self.problems.append(Problem(layer, f"autograd.Function {cls.__name__}", reason, instead))
+
+
+@contextlib.contextmanager
+def _unchanged(module: nn.Module) -> Iterator[None]:
+    """Give every submodule's attributes back after the forward on fake tensors; name what would be lost."""
+    before = [(path, m, dict(m.__dict__), dict(m._buffers)) for path, m in module.named_modules()]
+    averaging = [m for _, m, _, _ in before if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.momentum is None]
+    for m in averaging:
+        # A data-dependent momentum does not export: a number stands in, and the count is read live instead.
+        m.momentum = 0.1
+        m.__dict__["averages_by_count"] = True
+    problems: list[Problem] = []
+    try:
+        yield
+        for path, m, attributes, _ in before:
+            for name, now in m.__dict__.items():
+                if isinstance(now, Tensor) and now is not attributes.get(name):
+                    problems.append(
+                        Problem(
+                            path,
+                            f"attribute '{name}'",
+                            "forward stores a tensor on the module, which would be a fake one",
+                            "return it from forward instead",
+                        )
+                    )
+    finally:
+        for _, m, attributes, buffers in before:
+            m.__dict__.clear()
+            m.__dict__.update(attributes)
+            m._buffers.update(buffers)
+    if problems:
+        raise UnsupportedModuleError(problems)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Export logs the whole traceback of an error that it raises as well."""
+    loggers = [logging.getLogger(n) for n in ("torch._subclasses.fake_tensor", "torch.fx.experimental")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _hook_problems(module: nn.Module) -> list[Problem]:
+    return [
+        Problem(
+            path,
+            type(m).__name__,
+            "a full backward hook on a submodule would never fire",
+            "put the hook on the streamed module itself, or on a parameter",
+        )
+        for path, m in module.named_modules()
+        if path and (m._backward_hooks or m._backward_pre_hooks)
+    ]
+
+
+def space_of(tensor: Tensor) -> int:
+    """How many spatial axes an image has: it is (batch, channels, *space)."""
+    if tensor.dim() < 3 or tensor.dim() > 5:
+        raise ValueError(
+            f"the image has shape {tuple(tensor.shape)}; needed is (batch, channels, *space) with 1 to 3 spatial "
+            "axes; add a batch axis with x[None] or a channel axis with x[:, None]"
+        )
+    if 0 in tensor.shape:
+        raise ValueError(f"the image has shape {tuple(tensor.shape)}; an axis of size 0 holds no pixels")
+    return tensor.dim() - 2
+
+
+def capture(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Graph:
+    """Capture a module as a graph of nodes, without running it on data.
+
+    Args:
+        module: any module; it is left as it was.
+        args, kwargs: what ``forward`` gets; tensors may be on any device, also ``meta``. The first tensor is the image.
+
+    Raises:
+        UnsupportedModuleError: something in it cannot be streamed exactly; every problem is listed.
+        ValueError: no tensor of (batch, channels, *space) among the inputs.
+    """
+    leaves, spec = pytree.tree_flatten((args, kwargs))
+    image = next((leaf for leaf in leaves if isinstance(leaf, Tensor)), None)
+    if image is None:
+        raise TypeError(f"no tensor among the inputs; got {[type(leaf).__name__ for leaf in leaves]}")
+    space = space_of(image)
+    problems = _hook_problems(module)
+    watch = _Watch(module)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        fakes = [
+            torch.empty_strided(leaf.shape, leaf.stride(), dtype=leaf.dtype, device=_real_device(leaf, module))
+            if isinstance(leaf, Tensor)
+            else leaf
+            for leaf in leaves
+        ]
+    fake_args, fake_kwargs = pytree.tree_unflatten(fakes, spec)
+    with _quiet(), _unchanged(module), watch.active():
+        try:
+            exported = torch.export.export(module, fake_args, fake_kwargs, strict=False)
+        except UnsupportedModuleError:
+            raise
+        except Exception as error:
+            if watch.problems:
+                raise UnsupportedModuleError(problems + watch.problems) from error
+            raise _explained(error) from error
+        _mark_no_grad_regions(exported.graph_module)
+        exported = exported.run_decompositions({})
+        builder = GraphBuilder(module, fakes[leaves.index(image)].device)
+        builder.problems += problems + watch.problems
+        graph = _Lowering(builder, exported, space, image.shape).graph(leaves)
+    return graph
+
+
+def _real_device(tensor: Tensor, module: nn.Module) -> torch.device:
+    """Shapes given as meta tensors stand for the module's device."""
+    if tensor.device.type != "meta":
+        return tensor.device
+    return next((p.device for p in module.parameters()), torch.device("cpu"))
+
+
+def _explained(error: Exception) -> Exception:
+    """Torch's own error where a shape does not fit; a refusal where the control flow depends on the pixels."""
+    text = str(error)
+    if "data-dependent" in text.lower() or "DataDependent" in type(error).__name__:
+        line = next((x.strip() for x in text.splitlines() if x.strip()), type(error).__name__)
+        problem = Problem(
+            "",
+            "forward",
+            f"its control flow or its shapes depend on pixel values ({line[:200]})",
+            "decide from shapes, or move that part out of the streamed module",
+        )
+        return UnsupportedModuleError([problem])
+    if isinstance(error, ValueError):
+        return ValueError(text.splitlines()[0] if text else type(error).__name__)
+    first = text.split("\n\nWhile executing")[0].strip()
+    return ValueError(f"the module does not take this input: {first}")
+
+
+class _Lowering:
+    """Walks an exported graph and lowers each call."""
+
+    def __init__(
+        self, builder: GraphBuilder, exported: Any, space: int, image_shape: tuple[int, ...]
+    ) -> None:
+        self.builder, self.exported, self.space = builder, exported, space
+        self.image_shape = tuple(image_shape)
+        self.made: dict[torch.fx.Node, Any] = {}
+
+    def graph(self, leaves: list[Any]) -> Graph:
+        tensors = iter(k for k, leaf in enumerate(leaves) if isinstance(leaf, Tensor))
+        inputs: dict[int, Value] = {}
+        signature = {spec.arg.name: spec for spec in self.exported.graph_signature.input_specs}
+        for node in self.exported.graph.nodes:
+            if node.op == "placeholder":
+                self.made[node] = self._placeholder(node, signature[node.name], tensors, inputs)
+            elif node.op == "call_function":
+                self.made[node] = self._call(node)
+            elif node.op == "get_attr":
+                self.made[node] = node
+        outputs = self._outputs()
+        self.builder.check()
+        return Graph(
+            nodes=_pruned(self.builder.nodes, [*values_in(outputs), *(v for _, v in self.builder.mutations)]),
+            inputs=inputs,
+            outputs=outputs,
+            output_spec=self.exported.call_spec.out_spec,
+            mutations=tuple(self.builder.mutations),
+            space=self.space,
+            noises=self.builder.noises,
+        )
+
+    def _placeholder(self, node: torch.fx.Node, spec: Any, tensors: Iterator[int], inputs: dict[int, Value]) -> Any:
+        fake = node.meta.get("val")
+        if not isinstance(fake, Tensor):
+            return fake
+        shape = tuple(fake.shape)
+        if spec.kind is InputKind.USER_INPUT:
+            position = next(tensors)
+            spatial = len(shape) == self.space + 2 and shape[2:] == self.image_shape[2:]
+            value = Value(node.name, shape, fake.dtype, tuple(range(2, len(shape))) if spatial else None)
+            inputs[position] = self.builder.given(value, "input", position)
+            return value
+        value = Value(node.name, shape, fake.dtype)
+        if spec.kind is InputKind.PARAMETER:
+            return self.builder.given(value, "parameter", spec.target)
+        if spec.kind is InputKind.BUFFER:
+            return self.builder.given(value, "buffer", spec.target)
+        return self.builder.given(value, "constant", self.exported.constants[spec.target])
+
+    def _outputs(self) -> tuple[Any, ...]:
+        output = next(n for n in self.exported.graph.nodes if n.op == "output")
+        results = []
+        for spec, made in zip(self.exported.graph_signature.output_specs, output.args[0], strict=True):
+            result = self.made[made] if isinstance(made, torch.fx.Node) else made
+            if spec.kind is OutputKind.BUFFER_MUTATION:
+                if result is not self.builder.ignored:
+                    self.builder.mutations.append((spec.target, result))
+            elif spec.kind is OutputKind.USER_OUTPUT:
+                if isinstance(result, Problem):
+                    self.builder.refuse(result)
+                results.append(result)
+            else:
+                problem = Problem("", str(spec.kind), f"forward writes to '{spec.target}'", "return it instead")
+                self.builder.refuse(problem)
+        return tuple(results)
+
+    def _call(self, node: torch.fx.Node) -> Any:
+        layer = _layer_of(node)
+        given = pytree.tree_map_only(torch.fx.Node, lambda n: self.made[n], (node.args, dict(node.kwargs)))
+        positional, keywords = given
+        if node.target is operator.getitem and isinstance(positional[0], tuple):
+            item = positional[0][positional[1]]
+            return item
+        for leaf in pytree.tree_leaves(given):
+            if isinstance(leaf, Problem):
+                self.builder.refuse(leaf)
+                return leaf
+        call = _bound(node, positional, keywords, layer)
+        if node.target is torch.ops.streamingcnn.no_gradient.default:
+            call = Call(aten.detach.default, {"self": positional[0]}, call.shape, call.dtype, layer, node.name)
+            positional, keywords = (positional[0],), {}
+        if not any(value.spatial for value in values_in(given)):
+            if isinstance(node.target, torch._ops.HigherOrderOperator):
+                self.builder.refuse(_unknown(call))
+            return self.builder.plain(call, _runnable(call.target), positional, keywords)
+        lowering = lowering_of(call.target)
+        if lowering is not None:
+            lowered = lowering(self.builder, call)
+            if lowered is not None:
+                return lowered
+        elif pointwise.is_pointwise(call.target):
+            lowered = pointwise.apply_in_place(self.builder, call)
+            if lowered is not None:
+                return lowered
+        return self._whole(call, positional, keywords)
+
+    def _whole(self, call: Call, positional: Any, keywords: Any) -> Any:
+        """What is not local runs plainly on stored maps, if it is known to be a function of them."""
+        packet = getattr(call.target, "overloadpacket", call.target)
+        tags = getattr(call.target, "tags", ())
+        same = packet in WHOLE_SAME_SHAPE and call.shape == call.spatial[0].shape
+        if torch.Tag.nondeterministic_seeded in tags:
+            problem = self.builder.refusal(
+                call,
+                "random numbers over space would depend on the tiling",
+                "use nn.Dropout, or draw the noise outside and pass it as a second input",
+            )
+            self.builder.refuse(problem)
+            return problem
+        known = packet in WHOLE or same or call.target is operator.getitem or pointwise.is_pointwise(call.target)
+        if not known:
+            problem = _unknown(call)
+            self.builder.refuse(problem)
+            return problem
+        axes = call.spatial[0].axes if same else None
+        return self.builder.plain(call, _runnable(call.target), positional, keywords, axes)
+
+
+def _runnable(target: Any) -> Any:
+    """Factories were traced on the capture's device; everything else runs as it is."""
+    return target
+
+
+def _unknown(call: Call) -> Problem:
+    return Problem(
+        call.layer,
+        op_name(call.target),
+        "streamingcnn has no rule for this operation",
+        "register one with streamingcnn.register_rule, or move it out of the streamed module",
+    )
+
+
+def _layer_of(node: torch.fx.Node) -> str:
+    stack = node.meta.get("nn_module_stack") or {}
+    return str(list(stack.values())[-1][0]) if stack else ""
+
+
+def _bound(node: torch.fx.Node, positional: Any, keywords: dict[str, Any], layer: str) -> Call:
+    """A call with its arguments under the names of the operation's schema."""
+    fake = node.meta.get("val")
+    first = next((leaf for leaf in pytree.tree_leaves(fake) if isinstance(leaf, Tensor)), None)
+    shape = tuple(first.shape) if first is not None else ()
+    dtype = first.dtype if first is not None else torch.float32
+    arguments: dict[str, Any] = {}
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        arguments = {str(k): v for k, v in enumerate(positional)} | keywords
+    else:
+        for k, argument in enumerate(schema.arguments):
+            if k < len(positional):
+                arguments[argument.name] = positional[k]
+            elif argument.name in keywords:
+                arguments[argument.name] = keywords[argument.name]
+            elif argument.has_default_value():
+                arguments[argument.name] = argument.default_value
+    return Call(node.target, arguments, shape, dtype, layer, node.name)
+
+
+def _pruned(nodes: dict[str, Node], wanted: list[Value]) -> dict[str, Node]:
+    """Only what the outputs and the buffer updates need."""
+    from .graph import Given, uses
+
+    alive: set[str] = set()
+    todo = [value.name for value in wanted]
+    while todo:
+        name = todo.pop()
+        if name not in alive:
+            alive.add(name)
+            todo += [value.name for value in uses(nodes[name])]
+    return {n: node for n, node in nodes.items() if n in alive or (isinstance(node, Given) and node.source == "input")}
+
+
+def is_fake(tensor: Tensor) -> bool:
+    return isinstance(tensor, FakeTensor)

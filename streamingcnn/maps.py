@@ -1,0 +1,135 @@
+"""Stored maps: feature maps held between stages, read, written and added to by box.
+
+One small interface, so that a map may later be paged (blocks that share pages, pages on the host or on disk)
+without the engine knowing. Today every map is dense: one tensor, and a box is a view of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from .boxes import Box, full
+from .ops.rule import Value, along
+
+MEMORY_FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def empty_like_tile(tile: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """An uninitialised map with the dtype, device and memory format of one of its tiles."""
+    wanted = MEMORY_FORMATS.get(tile.dim())
+    if wanted is not None and not tile.is_contiguous() and tile.is_contiguous(memory_format=wanted):
+        return torch.empty(shape, dtype=tile.dtype, device=tile.device, memory_format=wanted)
+    return torch.empty(shape, dtype=tile.dtype, device=tile.device)
+
+
+class DenseMap:
+    """The whole feature map of a value in one tensor.
+
+    >>> value = Value("x", (1, 1, 4, 4), torch.float32, (2, 3))
+    >>> m = DenseMap(value)
+    >>> m.write(((0, 4), (0, 2)), torch.zeros(1, 1, 4, 2))
+    >>> m.write(((0, 4), (2, 4)), torch.ones(1, 1, 4, 2))
+    >>> m.read(((1, 2), (1, 3))).flatten().tolist()
+    [0.0, 1.0]
+    """
+
+    def __init__(self, value: Value, tensor: Tensor | None = None) -> None:
+        assert value.axes is not None
+        self.value, self.axes, self._tensor = value, value.axes, tensor
+
+    @property
+    def tensor(self) -> Tensor:
+        assert self._tensor is not None, f"{self.value.name} was read before it was written"
+        return self._tensor
+
+    def read(self, box: Box) -> Tensor:
+        """A view of a box."""
+        return along(self.tensor, self.axes, box)
+
+    def write(self, box: Box, tile: Tensor) -> None:
+        if self._tensor is None:
+            if box == full(self.value.extents):
+                self._tensor = tile
+                return
+            self._tensor = empty_like_tile(tile, self.value.shape)
+        along(self._tensor, self.axes, box).copy_(tile)
+
+
+class GradientMap:
+    """The gradient of a stored map; it exists from its last consumer's backward to its producer's."""
+
+    def __init__(self, value: Value) -> None:
+        assert value.axes is not None
+        self.value, self.axes = value, value.axes
+        self._tensor: Tensor | None = None
+        self._owned = False
+
+    @property
+    def given(self) -> bool:
+        """Whether any gradient has arrived."""
+        return self._tensor is not None
+
+    @property
+    def tensor(self) -> Tensor:
+        assert self._tensor is not None
+        return self._tensor
+
+    def read(self, box: Box) -> Tensor:
+        return along(self.tensor, self.axes, box)
+
+    def add(self, box: Box, gradient: Tensor) -> None:
+        """Add at a box. A first gradient over the whole map is taken as it is and copied only if more comes."""
+        if self._tensor is None:
+            if box == full(self.value.extents):
+                self._tensor = gradient
+                return
+            self._tensor, self._owned = empty_like_tile(gradient, self.value.shape).zero_(), True
+        if not self._owned:
+            self._tensor, self._owned = self._tensor.clone(), True
+        along(self._tensor, self.axes, box).add_(gradient)
+
+
+class Gradients:
+    """Every gradient under way in one backward: of maps by box, of global values as a whole.
+
+    Sums over tiles are float32 or wider and are cast once, at the end.
+    """
+
+    def __init__(self) -> None:
+        self.maps: dict[str, GradientMap] = {}
+        self.sums: dict[str, Tensor] = {}
+
+    def add_box(self, value: Value, box: Box, gradient: Tensor | None) -> None:
+        if gradient is None:
+            return
+        self.maps.setdefault(value.name, GradientMap(value)).add(box, gradient)
+
+    def add(self, value: Value, gradient: Tensor | None) -> None:
+        """Add a whole gradient, of a global value or of a map."""
+        if gradient is None:
+            return
+        if value.spatial:
+            self.add_box(value, full(value.extents), gradient)
+        elif value.name in self.sums:
+            self.sums[value.name].add_(gradient)
+        else:
+            wide = gradient.dtype if gradient.dtype == torch.float64 else torch.float32
+            self.sums[value.name] = gradient.to(wide, copy=True)
+
+    def pop(self, value: Value) -> Tensor | None:
+        """Take a whole gradient out, in no particular dtype."""
+        if value.spatial:
+            found = self.maps.pop(value.name, None)
+            return None if found is None else found.tensor
+        return self.sums.pop(value.name, None)
+
+    def pop_map(self, value: Value) -> Callable[[Box], Tensor] | None:
+        """Take the gradient of a map out, to be read by box."""
+        found = self.maps.pop(value.name, None)
+        return None if found is None else found.read
+
+    def __iter__(self) -> Iterator[str]:
+        yield from (*self.maps, *self.sums)

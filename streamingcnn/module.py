@@ -1,0 +1,247 @@
+"""StreamingModule: the ``nn.Module`` a user sees."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from .capture import capture
+from .fingerprint import capture_key
+from .graph import Given, Graph
+from .ops.rule import Value
+from .plan.plan import Plan, check_tile, make_plan
+from .stream import Job, Runner, StreamFunction, requiring
+
+#: How many captured shapes are remembered per module.
+REMEMBERED = 8
+
+
+class StreamingModule(nn.Module):
+    """Run a module tile by tile, forward and backward, with exactly the gradient plain PyTorch would give.
+
+    ::
+
+        net = StreamingModule(nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 1, 3)), tile=512)
+        net(torch.rand(1, 3, 4096, 4096)).mean().backward()
+
+    It shares the wrapped module's parameters, buffers and submodules: ``state_dict`` keys, optimisers, ``.to()``,
+    ``.train()`` and hooks on parameters work as without it.
+
+    Args:
+        module: a trunk or a whole network; its first tensor input is the image, (batch, channels, *space) with 1, 2
+            or 3 spatial axes. Further tensors with the same spatial sizes are streamed too.
+        tile: pixels of the image that a tile covers, halo not counted: one size, or one per axis. None chooses per
+            stage.
+        stored: paths of layers whose results are stored between stages. None chooses: the network's own blocks
+            and scales.
+        keep: paths of stored layers whose tiles keep their autograd graph instead of being computed again: more
+            memory, less time.
+
+    Raises:
+        UnsupportedModuleError: at the first call (or ``plan``) with a shape, if something in the module cannot be
+            streamed exactly; all problems are listed.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        tile: int | Sequence[int] | None = None,
+        stored: Sequence[str] | None = None,
+        keep: Sequence[str] = (),
+    ) -> None:
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"StreamingModule wraps an nn.Module; got {type(module).__name__}")
+        if isinstance(module, StreamingModule):
+            raise TypeError("this module is streamed already; wrap net.module to change its plan")
+        super().__init__()
+        if tile is not None:
+            check_tile(tile)
+        # The wrapped module is no submodule of this one: both share the same dicts, so no name changes.
+        self.__dict__["module"] = module
+        for shared in _SHARED:
+            self.__dict__[shared] = module.__dict__[shared]
+        self.tile, self.stored, self.keep = tile, stored, tuple(keep)
+        self.training = module.training
+        #: The seed that the last forward's dropouts drew, or None.
+        self.last_seed: int | None = None
+        self._plans: OrderedDict[Any, tuple[Graph, Plan]] = OrderedDict()
+        self._runners: OrderedDict[Any, Runner] = OrderedDict()
+
+    # ------------------------------------------------------------- an ordinary module
+
+    def train(self, mode: bool = True) -> StreamingModule:
+        self.module.train(mode)
+        self.training = mode
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            module = self.__dict__.get("module")
+            if module is None:
+                raise
+            return getattr(module, name)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        self.module._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.module._load_from_state_dict(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_plans": OrderedDict(), "_runners": OrderedDict()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for shared in _SHARED:
+            self.__dict__[shared] = self.module.__dict__[shared]
+
+    def extra_repr(self) -> str:
+        return f"tile={self.tile}" if self.stored is None else f"tile={self.tile}, stored={self.stored}"
+
+    # ------------------------------------------------------------------------ plans
+
+    def plan(self, *args: Any, **kwargs: Any) -> Plan:
+        """The plan for an input, or for a shape: ``net.plan(x)``, ``net.plan((1, 3, 8192, 8192))``.
+
+        Nothing runs and nothing of the image's size is allocated.
+        """
+        dtype = next((p.dtype for p in self.module.parameters() if p.dtype.is_floating_point), torch.float32)
+
+        def shaped(given: Any) -> Any:
+            if isinstance(given, (tuple, list, torch.Size)) and given and all(isinstance(s, int) for s in given):
+                return torch.empty(tuple(given), dtype=dtype, device="meta")
+            return given
+
+        return self._planned(tuple(shaped(a) for a in args), {k: shaped(v) for k, v in kwargs.items()})[1]
+
+    def _planned(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Graph, Plan, Any]:
+        key = capture_key(self.module, args, kwargs)
+        if key in self._plans:
+            self._plans.move_to_end(key)
+        else:
+            graph = capture(self.module, args, kwargs)
+            self._plans[key] = (graph, make_plan(graph, self.tile, self.stored, self.keep))
+            while len(self._plans) > REMEMBERED:
+                self._plans.popitem(last=False)
+        graph, plan = self._plans[key]
+        return graph, plan, key
+
+    def _runner(self, graph: Graph, plan: Plan, key: Any, needs: frozenset[str], device: str) -> Runner:
+        key = (key, needs, device)
+        if key not in self._runners:
+            self._runners[key] = Runner(graph, list(plan.steps), needs, device)
+            while len(self._runners) > REMEMBERED:
+                self._runners.popitem(last=False)
+        return self._runners[key]
+
+    # ---------------------------------------------------------------------- running
+
+    @torch.compiler.disable
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if torch._C._are_functorch_transforms_active():
+            raise RuntimeError(
+                "a streamed module cannot run under torch.func transforms (vmap, grad, jvp); "
+                "use loss.backward() or torch.autograd.grad"
+            )
+        graph, plan, key = self._planned(args, kwargs)
+        leaves = pytree.tree_leaves((args, kwargs))
+        tensors, fixed = self._given(graph, leaves)
+        if graph.noises:
+            self.last_seed = int(torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64))
+            fixed["seed"] = self.last_seed
+        values = tuple(tensors)
+        given = tuple(tensors[value] for value in values)
+        differentiable = {v.name for v, t in tensors.items() if t.requires_grad} if torch.is_grad_enabled() else set()
+        needs = requiring(graph, differentiable)
+        image = leaves[next(p for p, v in graph.inputs.items() if v is graph.image)]
+        runner = self._runner(graph, plan, key, needs, image.device.type)
+        if any(output.name in needs for output in runner.outputs):
+            job = Job(runner, values, fixed)
+            made = dict(zip((v.name for v in runner.outputs), StreamFunction.apply(job, *given), strict=True))
+            updates = job.results
+        else:
+            env = {**fixed, **{v.name: t.detach() for v, t in tensors.items()}}
+            made = updates = runner.forward(env, None)
+        self._update_buffers(graph, updates)
+        passed = {v.name: t for v, t in tensors.items()}
+        outputs = [
+            (passed[o.name] if o.name in passed else made[o.name]) if isinstance(o, Value) else o for o in graph.outputs
+        ]
+        return pytree.tree_unflatten(outputs, graph.output_spec)
+
+    def _given(self, graph: Graph, leaves: Sequence[Any]) -> tuple[dict[Value, Tensor], dict[str, Any]]:
+        """The tensors behind the graph's given values: those autograd saves, and the rest."""
+        mutated = {name for name, _ in graph.mutations}
+        tensors: dict[Value, Tensor] = {}
+        fixed: dict[str, Any] = {}
+        for node in graph.nodes.values():
+            if not isinstance(node, Given) or node.source == "seed":
+                continue
+            if node.source == "input":
+                tensors[node.value] = leaves[node.key]
+            elif node.source == "parameter":
+                tensors[node.value] = self.module.get_parameter(node.key)
+            elif node.source == "buffer" and node.key not in mutated:
+                tensors[node.value] = self.module.get_buffer(node.key)
+            elif node.source == "buffer":
+                fixed[node.value.name] = self.module.get_buffer(node.key)
+            else:
+                fixed[node.value.name] = node.key
+        return tensors, fixed
+
+    def _update_buffers(self, graph: Graph, updates: Mapping[str, Any]) -> None:
+        with torch.no_grad():
+            for name, value in graph.mutations:
+                self.module.get_buffer(name).copy_(updates[value.name])
+
+
+#: What wrapper and wrapped module have in common, so that no name, hook or device differs between them.
+_SHARED = (
+    "_parameters",
+    "_buffers",
+    "_non_persistent_buffers_set",
+    "_modules",
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
+
+
+def stream(model: nn.Module, name: str, **options: Any) -> nn.Module:
+    """Swap a named submodule for its streamed twin, in place; ``state_dict`` keys stay the same.
+
+    ::
+
+        stream(model, "backbone", tile=1024)
+
+    Args:
+        model: the model that holds it.
+        name: the path of the submodule.
+        options: those of :class:`StreamingModule`.
+
+    Returns:
+        The same model.
+    """
+    try:
+        module = model.get_submodule(name)
+    except AttributeError:
+        children = ", ".join(path for path, _ in model.named_modules() if path and "." not in path)
+        raise ValueError(f"no submodule '{name}' in {type(model).__name__}; it has: {children}") from None
+    if not name:
+        raise ValueError("stream() swaps a submodule; wrap the whole model with StreamingModule(model)")
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, StreamingModule(module, **options))
+    return model
+
+
+def streamed_modules(model: nn.Module) -> Iterator[StreamingModule]:
+    """Every streamed module inside a model."""
+    return (m for m in model.modules() if isinstance(m, StreamingModule))

@@ -1,0 +1,177 @@
+"""Operations that keep every pixel in its place: activations, arithmetic, and work across channels.
+
+Which ATen operations are pointwise is read off their tag (``torch.Tag.pointwise``), not listed here; only those
+that carry no tag are.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..graph import GraphBuilder
+from .axes import AxisMap, Constant, Same
+from .registry import Lowered, lowers
+from .rule import Call, Read, Rule, Tile, Value, along, replace_values, values_in
+
+aten = torch.ops.aten
+
+
+def is_pointwise(target: object) -> bool:
+    """Whether torch itself says that an operation is pointwise, and draws no random numbers."""
+    tags = getattr(target, "tags", ())
+    return torch.Tag.pointwise in tags and torch.Tag.nondeterministic_seeded not in tags
+
+
+def apply_in_place(graph: GraphBuilder, call: Call, keep_whole: tuple[str, ...] = ()) -> Lowered:
+    """Run the call itself on the tile's tensors; ``keep_whole`` names arguments that do not broadcast.
+
+    Operands are aligned at their last dimension, as broadcasting does:
+
+        result   (N, C, H, W)      axes (2, 3)
+        operand     (C, H, W)      its spatial axes are 1 and 2: one dimension fewer
+        operand     (C, 1, 1)      global: nothing to cut
+        operand        (H, W)      global, spatial extent: cut to the tile's box
+    """
+    rank = len(call.shape)
+    spatial = call.spatial
+    if any(len(value.shape) > rank for value in spatial):
+        return None
+    places = {tuple(axis + rank - len(value.shape) for axis in value.axes or ()) for value in spatial}
+    if len(places) != 1:
+        return None
+    axes = places.pop()
+    extents = [call.shape[axis] for axis in axes]
+    reads = []
+    for value in dict.fromkeys(spatial):
+        maps: list[AxisMap] = []
+        for own, extent in zip(value.extents, extents, strict=True):
+            if own != extent and own != 1:
+                return None
+            maps.append(Same() if own == extent else Constant())
+        reads.append(Read(value, tuple(maps)))
+    target = call.target
+    positional = tuple(call.arguments.items())
+    index = {read.value.name: k for k, read in enumerate(reads)}
+
+    def compute(tile: Tile) -> Tensor:
+        def tensor_of(value: Value, cut: bool) -> object:
+            if value.spatial:
+                return tile.inputs[index[value.name]]
+            tensor = tile.get(value)
+            if cut and isinstance(tensor, Tensor) and tensor.dim():
+                tensor = cut_to(tensor, tile, axes, extents, rank)
+            return tensor
+
+        arguments = {
+            name: replace_values(given, lambda v, cut=name not in keep_whole: tensor_of(v, cut))
+            for name, given in positional
+        }
+        result: Tensor = target(**arguments)
+        return result
+
+    side = tuple(value for value in values_in(tuple(call.arguments.values())) if not value.spatial)
+    return graph.local(call, Rule(tuple(reads), compute, axes, side))
+
+
+def cut_to(tensor: Tensor, tile: Tile, axes: tuple[int, ...], extents: list[int], rank: int) -> Tensor:
+    """The part of a global operand that lies over a tile, where it has spatial extent at all."""
+    offset = rank - tensor.dim()
+    for axis, extent, interval in zip(axes, extents, tile.box, strict=True):
+        dim = axis - offset
+        if dim >= 0 and tensor.shape[dim] == extent and extent != 1:
+            tensor = along(tensor, (dim,), (interval,))
+    return tensor
+
+
+@lowers(aten.hardswish, aten.glu, aten.log_sigmoid, aten.to, aten._to_copy, aten.type_as, aten.detach,
+        aten.contiguous, aten.alias, aten.lift_fresh_copy, aten.log_sigmoid_forward, aten.rsub)  # fmt: skip
+def untagged(graph: GraphBuilder, call: Call) -> Lowered:
+    if call.target.overloadpacket is aten.glu and not _off_space(call, [call["dim"]]):
+        return None
+    return apply_in_place(graph, call)
+
+
+@lowers(aten.prelu)
+def prelu(graph: GraphBuilder, call: Call) -> Lowered:
+    # The weight lies along the channels, dimension 1, not where broadcasting would put it.
+    return apply_in_place(graph, call, keep_whole=("weight",))
+
+
+def _off_space(call: Call, dims: list[int]) -> bool:
+    """Whether none of the dimensions carries a spatial axis."""
+    (x,) = call.spatial
+    rank = len(x.shape)
+    return not {d % rank for d in dims} & set(x.axes or ())
+
+
+#: Operations along dimensions given by ``dim``: local wherever those are not spatial.
+ALONG_DIM = (
+    aten.softmax, aten._softmax, aten.log_softmax, aten._log_softmax, aten.cumsum, aten.cumprod, aten.flip,
+    aten.sort, aten.index_select,
+)  # fmt: skip
+#: The same for operations that also remove the dimension unless ``keepdim``.
+OVER_DIM = (
+    aten.amax, aten.amin, aten.var.correction, aten.std.correction,
+    aten.linalg_vector_norm, aten.norm.ScalarOpt_dim, aten.logsumexp, aten.argmax, aten.argmin, aten.prod.dim_int,
+)  # fmt: skip
+
+
+def _dims(call: Call) -> list[int] | None:
+    given = call.arguments.get("dim", call.arguments.get("dims"))
+    if given is None or given == []:
+        return None
+    return [given] if isinstance(given, int) else list(given)
+
+
+@lowers(*ALONG_DIM, *OVER_DIM)
+def across_channels(graph: GraphBuilder, call: Call) -> Lowered:
+    dims = _dims(call)
+    if dims is None or len(call.spatial) != 1 or not _off_space(call, dims):
+        return None
+    (x,) = call.spatial
+    rank = len(x.shape)
+    gone = {d % rank for d in dims} if len(call.shape) < rank else set()
+    axes = tuple(axis - sum(d < axis for d in gone) for axis in x.axes or ())
+    side = tuple(value for value in call.values if not value.spatial)
+    target, arguments = call.target, call.arguments
+
+    def compute(tile: Tile) -> Tensor:
+        given = replace_values(arguments, lambda v: tile.inputs[0] if v is x else tile.get(v))
+        result: Tensor = target(**given)
+        return result
+
+    return graph.local(call, Rule((Read(x, (Same(),) * len(axes)),), compute, axes, side))
+
+
+@lowers(aten.linear)
+def linear(graph: GraphBuilder, call: Call) -> Lowered:
+    x, weight = call["input"], call["weight"]
+    if not x.spatial or weight.spatial or len(x.shape) - 1 in (x.axes or ()):
+        return None
+    arguments = (x, weight, call["bias"])
+
+    def compute(tile: Tile) -> Tensor:
+        result: Tensor = aten.linear.default(tile.inputs[0], *(tile.get(a) for a in arguments[1:]))
+        return result
+
+    side = tuple(v for v in arguments[1:] if isinstance(v, Value))
+    rule = Rule((Read(x, (Same(),) * len(x.axes)),), compute, x.axes, side, work=x.shape[-1], cheap=False)
+    return graph.local(call, rule)
+
+
+@lowers(aten.layer_norm)
+def layer_norm(graph: GraphBuilder, call: Call) -> Lowered:
+    (x,) = call.spatial
+    rank = len(x.shape)
+    if not _off_space(call, list(range(rank - len(call["normalized_shape"]), rank))):
+        return None
+    target, arguments = call.target, call.arguments
+    side = tuple(value for value in call.values if not value.spatial)
+
+    def compute(tile: Tile) -> Tensor:
+        given = replace_values(arguments, lambda v: tile.inputs[0] if v is x else tile.get(v))
+        result: Tensor = target(**given)
+        return result
+
+    return graph.local(call, Rule((Read(x, (Same(),) * len(x.axes or ())),), compute, x.axes or (), side))

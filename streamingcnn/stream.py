@@ -1,0 +1,435 @@
+"""Running a plan: stage by stage, tile by tile, forward and backward.
+
+One ``torch.autograd.Function`` runs the whole plan. Its inputs are the module's inputs and every parameter, so
+autograd, DDP, hooks, ``torch.autograd.grad``, GradScaler and clipping see one ordinary operation, and every
+parameter receives one gradient however many stages and tiles share it.
+
+NOTE [Backward of a tile]
+
+    y_t = f_t(x[box_t]; w)                       forward, without autograd
+    ...
+    x' = x[box_t].detach().requires_grad_()      backward: the same tile again, on aliases,
+    w' = w.detach().requires_grad_()             so that no hook of the user's fires once per tile
+    y' = f_t(x'; w')
+    dx', dw' = torch.autograd.grad(y', (x', w'), g[box_t])
+    G[x][box_t] += dx';  G[w] += dw'             in float32 or wider
+
+Rule 1. Inside backward it is always ``torch.autograd.grad``, never ``.backward()``: under DDP the latter is
+        wrong without an error.
+Rule 2. Parameters come from ``save_for_backward``, not from the module: a weight changed between forward and
+        backward gives plain PyTorch's version error.
+Rule 3. Maps are freed where backward passes them, unless the caller retains the graph.
+Rule 4. What runs plainly (heads, statistics to scale and shift) keeps a small autograd graph of its own from
+        forward to backward; a random draw in it happens once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .boxes import Box, full, relative
+from .errors import DoubleBackwardError
+from .graph import Given, Graph, Plain, Reduced, uses
+from .maps import DenseMap, Gradients
+from .ops.rule import Read, Region, Tile, Value, along, replace_values
+from .plan.stages import Globals, Program, Stage
+
+Held = dict[tuple[str, Box], Tensor]
+
+
+def assemble(read: Read, region: Region, sources: tuple[Box, ...] | None, held: Held) -> Tensor | None:
+    """The tensor of exactly a region, cut from what the tile holds; several pieces are put side by side."""
+    if sources is None:
+        return None
+    name, axes = read.value.name, read.value.axes or ()
+    pieces = iter(sources)
+
+    def part(axis: int, chosen: Box) -> Tensor:
+        if axis == len(region):
+            source = next(pieces)
+            return along(held[name, source], axes, relative(chosen, source))
+        parts = [part(axis + 1, (*chosen, interval)) for interval in region[axis]]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, axes[axis])
+
+    return part(0, ())
+
+
+def run_tile(program: Program, held: Held, get: Callable[[Any], Any], target: Value) -> Tensor:
+    """Run a tile's steps; ``held`` comes with the boxes it reads, dead values are dropped on the way."""
+    for step, dead in zip(program.steps, program.dead, strict=True):
+        rule = step.node.rule
+        inputs = tuple(
+            assemble(read, region, sources, held)
+            for read, region, sources in zip(rule.reads, step.regions, step.sources, strict=True)
+        )
+        held[step.node.value.name, step.box] = rule.compute(Tile(step.box, inputs, step.regions, get))
+        del inputs
+        for key in dead:
+            del held[key]
+    return held[target.name, program.box]
+
+
+def requiring(graph: Graph, given: set[str]) -> frozenset[str]:
+    """The values that need a gradient, from the given ones that do."""
+    found = set(given)
+    for name, node in graph.nodes.items():
+        if isinstance(node, Given) or node.op == "detach" or not node.value.dtype.is_floating_point:
+            continue
+        if any(value.name in found for value in uses(node)):
+            found.add(name)
+    return frozenset(found)
+
+
+@dataclass
+class KeptTile:
+    """A tile whose autograd graph waits for backward."""
+
+    reads: list[tuple[Value, Box, Tensor]]
+    result: Tensor
+
+
+@dataclass
+class Record:
+    """All that backward needs of one forward."""
+
+    maps: dict[str, DenseMap] = field(default_factory=dict)
+    env: dict[str, Any] = field(default_factory=dict)
+    groups: dict[Globals, tuple[dict[str, Tensor], dict[str, Tensor]]] = field(default_factory=dict)
+    kept: dict[Stage, tuple[dict[str, Tensor], dict[Box, KeptTile]]] = field(default_factory=dict)
+    versions: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class Runner:
+    """One plan and one set of values that need gradients; it holds no tensor between calls.
+
+    Args:
+        graph: the captured network.
+        steps: its plan.
+        needs: the names of the values that need a gradient (:func:`requiring`).
+        device_type: where it runs; autocast is off there, since capture made its casts nodes of the graph.
+    """
+
+    graph: Graph
+    steps: list[Stage | Globals]
+    needs: frozenset[str]
+    device_type: str
+
+    def __post_init__(self) -> None:
+        self.outputs = tuple(
+            dict.fromkeys(
+                v for v in self.graph.outputs if isinstance(v, Value) and not isinstance(self.graph.nodes[v.name], Given)
+            )
+        )
+        self.used_after = [self._reads_of(step) for step in self.steps]
+        self.read_in_backward = {
+            value.name for step in self.steps if isinstance(step, Stage) and self._trains(step) for value in step.frontier
+        }
+
+    def _reads_of(self, step: Stage | Globals) -> set[str]:
+        if isinstance(step, Globals):
+            return {value.name for value in step.reads if value.spatial}
+        return {value.name for value in step.frontier}
+
+    def _trains(self, stage: Stage) -> bool:
+        return any(value.name in self.needs for value in (*stage.frontier, *stage.side))
+
+    @contextlib.contextmanager
+    def _own_autocast(self) -> Iterator[None]:
+        with torch.autocast(self.device_type, enabled=False):
+            yield
+
+    # ---------------------------------------------------------------- forward
+
+    def forward(self, env: dict[str, Any], record: Record | None) -> dict[str, Any]:
+        """Run the plan.
+
+        Args:
+            env: given values by name: detached tensors of inputs, parameters, buffers, constants; the seed.
+            record: filled with what backward needs; None where nothing needs a gradient.
+
+        Returns:
+            Outputs and new buffer values by name.
+        """
+        maps = {
+            value.name: DenseMap(value, env[value.name]) for value in self.graph.inputs.values() if value.spatial
+        }
+        wanted = {v.name for v in self.outputs} | {v.name for _, v in self.graph.mutations}
+        results: dict[str, Any] = {}
+        with torch.no_grad(), self._own_autocast():
+            for k, step in enumerate(self.steps):
+                if isinstance(step, Globals):
+                    self._forward_globals(step, env, maps, record)
+                else:
+                    self._forward_stage(step, env, maps, record)
+                for name in self._finished(k, maps, record):
+                    if name in wanted:
+                        results[name] = maps[name].tensor
+                    del maps[name]
+        results.update({name: env[name] for name in wanted if name in env})
+        results.update({name: maps[name].tensor for name in wanted if name in maps})
+        if record is not None:
+            for output in self.outputs:
+                if output.name in maps:
+                    # The very tensor that is returned must not be held: it would hold its own graph.
+                    alias = maps[output.name].tensor.detach()
+                    maps[output.name] = DenseMap(output, alias)
+                    record.versions[output.name] = alias._version
+            record.maps, record.env = maps, env
+        return results
+
+    def _finished(self, k: int, maps: dict[str, DenseMap], record: Record | None) -> list[str]:
+        """Maps that nothing reads after step k, in forward or (when recording) in backward."""
+        later: set[str] = set().union(*self.used_after[k + 1 :]) if k + 1 < len(self.steps) else set()
+        keep = later | (self.read_in_backward if record is not None else set())
+        return [name for name in maps if name not in keep]
+
+    def _forward_stage(
+        self, stage: Stage, env: dict[str, Any], maps: dict[str, DenseMap], record: Record | None
+    ) -> None:
+        keep = stage.way == "keep" and record is not None and self._trains(stage)
+        sides = self._aliases(stage, env) if keep else {}
+        made = DenseMap(stage.target) if stage.stored else None
+        states: list[Any] = [None] * len(stage.reductions)
+        kept: dict[Box, KeptTile] = {}
+        for box in stage.boxes():
+            program = stage.program(box)
+            with torch.set_grad_enabled(keep):
+                reads = [(v, b, self._leaf(maps[v.name].read(b), v) if keep else maps[v.name].read(b)) for v, b in program.reads]
+                held = {(value.name, part): tensor for value, part, tensor in reads}
+                tile = run_tile(program, held, _getter(env, sides), stage.target)
+            del held
+            if keep:
+                kept[box] = KeptTile(reads, tile)
+                tile = tile.detach()
+            del reads
+            for i, reduced in enumerate(stage.reductions):
+                partial = reduced.reduction.partial(tile)
+                states[i] = partial if states[i] is None else reduced.reduction.merge(states[i], partial)
+            if made is not None:
+                made.write(box, tile)
+        if made is not None:
+            maps[stage.target.name] = made
+        if keep and record is not None:
+            record.kept[stage] = (sides, kept)
+        for reduced, state in zip(stage.reductions, states, strict=True):
+            env[reduced.value.name] = reduced.reduction.finish(state)
+
+    def _forward_globals(
+        self, group: Globals, env: dict[str, Any], maps: dict[str, DenseMap], record: Record | None
+    ) -> None:
+        leaves: dict[str, Any] = {}
+        for value in group.reads:
+            tensor = maps[value.name].tensor if value.spatial else env[value.name]
+            leaves[value.name] = self._leaf(tensor, value) if record is not None else tensor
+        made = dict(leaves)
+
+        def get(value: Value) -> Any:
+            return made[value.name]
+
+        with torch.set_grad_enabled(record is not None):
+            for node in group.nodes:
+                made[node.value.name] = run_plain(node, get)
+        for value in group.results:
+            result = made[value.name]
+            detached = result.detach() if isinstance(result, Tensor) else result
+            if value.spatial:
+                maps[value.name] = DenseMap(value, detached)
+            else:
+                env[value.name] = detached
+        if record is not None:
+            results = {v.name: made[v.name] for v in group.results if _has_graph(made[v.name])}
+            record.groups[group] = ({n: leaf for n, leaf in leaves.items() if n in self.needs}, results)
+
+    def _leaf(self, tensor: Any, value: Value) -> Any:
+        """An alias to differentiate by, where a gradient is needed; see NOTE [Backward of a tile]."""
+        if not isinstance(tensor, Tensor):
+            return tensor
+        alias = tensor.detach()
+        return alias.requires_grad_() if value.name in self.needs else alias
+
+    def _aliases(self, stage: Stage, env: dict[str, Any]) -> dict[str, Any]:
+        return {value.name: self._leaf(env[value.name], value) for value in stage.side}
+
+    # --------------------------------------------------------------- backward
+
+    def backward(self, record: Record, gradients: Gradients, retain: bool) -> None:
+        """Run the plan in reverse; ``gradients`` comes with those of the outputs and leaves with those of the inputs."""
+        for name, version in record.versions.items():
+            if name in record.maps and record.maps[name].tensor._version != version:
+                raise RuntimeError(
+                    f"the result '{name}' of a streamed module was changed by an in-place operation, but the "
+                    "gradient needs it; clone() it before changing it"
+                )
+        with self._own_autocast():
+            for step in reversed(self.steps):
+                if isinstance(step, Globals):
+                    self._backward_globals(step, record, gradients, retain)
+                else:
+                    self._backward_stage(step, record, gradients, retain)
+                    if not retain:
+                        record.maps.pop(step.target.name, None)
+                        record.kept.pop(step, None)
+
+    def _backward_globals(self, group: Globals, record: Record, gradients: Gradients, retain: bool) -> None:
+        leaves, results = record.groups[group]
+        pairs = []
+        for value in group.results:
+            gradient = gradients.pop(value)
+            if gradient is not None and value.name in results:
+                pairs.append((results[value.name], gradient.to(results[value.name].dtype)))
+        if pairs and leaves:
+            outputs, given = zip(*pairs, strict=True)
+            pulled = torch.autograd.grad(
+                outputs, tuple(leaves.values()), given, retain_graph=retain, allow_unused=True
+            )
+            values = {value.name: value for value in group.reads}
+            for name, gradient in zip(leaves, pulled, strict=True):
+                gradients.add(values[name], gradient)
+        if not retain:
+            del record.groups[group]
+
+    def _backward_stage(self, stage: Stage, record: Record, gradients: Gradients, retain: bool) -> None:
+        of_map = gradients.pop_map(stage.target)
+        of_sums = [
+            (reduced.reduction, record.env[reduced.value.name], gradient)
+            for reduced in stage.reductions
+            if (gradient := gradients.pop(reduced.value)) is not None
+        ]
+        if (of_map is None and not of_sums) or not self._trains_target(stage):
+            return
+        if not stage.nodes:
+            # A reduction of an input or of a plainly made map: its gradient goes straight to that map.
+            for box in stage.boxes():
+                tile = record.maps[stage.target.name].read(box)
+                for reduction, result, gradient in of_sums:
+                    gradients.add_box(stage.target, box, reduction.pull(tile, result, gradient).expand_as(tile))
+            if of_map is not None:
+                gradients.add_box(stage.target, full(stage.target.extents), of_map(full(stage.target.extents)))
+            return
+        sides, kept = record.kept.get(stage) or (self._aliases(stage, record.env), {})
+        inputs_of_sides = [(v, sides[v.name]) for v in stage.side if v.name in self.needs]
+        for box in stage.boxes():
+            if box in kept:
+                reads, tile = kept[box].reads, kept[box].result
+                if not retain:
+                    del kept[box]
+            else:
+                program = stage.program(box)
+                with torch.enable_grad():
+                    reads = [(v, b, self._leaf(record.maps[v.name].read(b), v)) for v, b in program.reads]
+                    held = {(v.name, b): tensor for v, b, tensor in reads}
+                    tile = run_tile(program, held, _getter(record.env, sides), stage.target)
+                del held
+            if not tile.requires_grad:
+                continue
+            gradient = None if of_map is None else of_map(box)
+            for reduction, result, of_sum in of_sums:
+                pulled_sum = reduction.pull(tile.detach(), result, of_sum)
+                gradient = pulled_sum.expand_as(tile) if gradient is None else gradient + pulled_sum
+            leaves = [(v, b, t) for v, b, t in reads if t.requires_grad]
+            pulled = torch.autograd.grad(
+                tile,
+                [t for _, _, t in leaves] + [t for _, t in inputs_of_sides],
+                gradient,
+                retain_graph=retain and box in kept,
+                allow_unused=True,
+            )
+            del tile, reads
+            for (value, part, _), one in zip(leaves, pulled, strict=False):
+                gradients.add_box(value, part, one)
+            for (value, _), one in zip(inputs_of_sides, pulled[len(leaves) :], strict=True):
+                gradients.add(value, one)
+
+    def _trains_target(self, stage: Stage) -> bool:
+        return stage.target.name in self.needs
+
+
+def run_plain(node: Plain, get: Callable[[Value], Any]) -> Any:
+    return node.run(*replace_values(node.arguments, get), **replace_values(node.keywords, get))
+
+
+def _has_graph(result: Any) -> bool:
+    return isinstance(result, Tensor) and result.requires_grad
+
+
+def _getter(env: dict[str, Any], sides: dict[str, Any]) -> Callable[[Any], Any]:
+    def get(argument: Any) -> Any:
+        if isinstance(argument, Value):
+            return sides[argument.name] if argument.name in sides else env[argument.name]
+        return argument
+
+    return get
+
+
+@dataclass
+class Job:
+    """One call of the Function: the runner, and which given value each tensor argument is."""
+
+    runner: Runner
+    tensors: tuple[Value, ...]
+    #: Further given values that are no tensors, or that the forward itself changes.
+    fixed: dict[str, Any]
+    #: What the forward made and the caller has yet to fetch: the new buffer values.
+    results: dict[str, Any] = field(default_factory=dict)
+
+
+class StreamFunction(torch.autograd.Function):
+    """The one operation that autograd sees."""
+
+    @staticmethod
+    def forward(ctx: Any, job: Job, *tensors: Tensor) -> tuple[Tensor, ...]:
+        record = Record()
+        env = {**job.fixed, **{v.name: t.detach() for v, t in zip(job.tensors, tensors, strict=True)}}
+        job.results.update(job.runner.forward(env, record))
+        # Saved by autograd, not by the record: it checks versions, and frees them with the graph.
+        ctx.save_for_backward(*tensors)
+        for value in job.tensors:
+            del env[value.name]
+            if value.spatial:
+                record.maps.pop(value.name, None)
+        ctx.job, ctx.record = job, record
+        ctx.set_materialize_grads(False)
+        outputs = tuple(job.results[v.name] for v in job.runner.outputs)
+        ctx.mark_non_differentiable(
+            *(o for v, o in zip(job.runner.outputs, outputs, strict=True) if v.name not in job.runner.needs)
+        )
+        job.results = {v.name: job.results[v.name] for _, v in job.runner.graph.mutations}
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, *given: Tensor | None) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise DoubleBackwardError(
+                "a streamed module was differentiated with create_graph=True; the gradient of a streamed gradient "
+                "is not there. Compute a gradient penalty on the plain module (net.module) at a size that fits"
+            )
+        job, record = ctx.job, ctx.record
+        if record is None:
+            raise RuntimeError(
+                "backward ran a second time through a streamed module whose maps were already freed; "
+                "pass retain_graph=True the first time"
+            )
+        tensors = ctx.saved_tensors
+        retain = torch._C._autograd._get_current_graph_task_keep_graph()
+        for value, tensor in zip(job.tensors, tensors, strict=True):
+            record.env[value.name] = tensor.detach()
+            if value.spatial:
+                record.maps[value.name] = DenseMap(value, tensor.detach())
+        gradients = Gradients()
+        for value, gradient in zip(job.runner.outputs, given, strict=True):
+            gradients.add(value, gradient)
+        job.runner.backward(record, gradients, retain)
+        results = []
+        for value, tensor, needed in zip(job.tensors, tensors, ctx.needs_input_grad[1:], strict=True):
+            gradient = gradients.pop(value) if needed else None
+            results.append(None if gradient is None else gradient.to(tensor.dtype))
+        if not retain:
+            ctx.record = None
+        return (None, *results)
