@@ -117,6 +117,8 @@ def merge(boxes: Iterable[Box]) -> tuple[Box, ...]:
     (((0, 6),), ((9, 10),))
     """
     todo = list(dict.fromkeys(boxes))
+    if len(todo) < 2:
+        return tuple(todo)
     done: list[Box] = []
     while todo:
         box = todo.pop()

@@ -13,12 +13,13 @@ import contextlib
 import logging
 import operator
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
@@ -122,6 +123,8 @@ class _Watch:
                 layer = self.paths[id(owner)]
                 break
             frame = frame.f_back  # type: ignore[assignment]
+        if cls.__name__ == "BackwardHookFunction":
+            return  # a hook on a submodule is refused by itself, on the wrapper's root it is ours
         if cls.__name__ == "CheckpointFunction":
             reason = "a reentrant checkpoint comes out of capture without a gradient"
             instead = "remove it (streaming recomputes anyway) or pass use_reentrant=False"
@@ -168,13 +171,20 @@ def _unchanged(module: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Export logs the whole traceback of an error that it raises as well."""
+    """Export logs the traceback of an error that it raises as well, and warns of its own deprecated calls."""
     loggers = [logging.getLogger(n) for n in ("torch._subclasses.fake_tensor", "torch.fx.experimental")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning, module=r"copyreg|torch\.")
+            warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"torch\.|copyreg")
+            # Our windows pad by themselves and make no such copy.
+            warnings.filterwarnings("ignore", message="Using padding='same' with even kernel lengths")
+            # Where "error" is the filter, this warning would be raised in place of our own refusal.
+            warnings.filterwarnings("ignore", message="The tensor attributes? .* assigned during export")
+            yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
@@ -239,10 +249,10 @@ def capture(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         except Exception as error:
             if watch.problems:
                 raise UnsupportedModuleError(problems + watch.problems) from error
-            raise _explained(error) from error
+            raise _explained(error, image) from error
         _mark_no_grad_regions(exported.graph_module)
         exported = exported.run_decompositions({})
-        builder = GraphBuilder(module, fakes[leaves.index(image)].device)
+        builder = GraphBuilder(module, _real_device(image, module))
         builder.problems += problems + watch.problems
         graph = _Lowering(builder, exported, space, image.shape).graph(leaves)
     return graph
@@ -255,7 +265,7 @@ def _real_device(tensor: Tensor, module: nn.Module) -> torch.device:
     return next((p.device for p in module.parameters()), torch.device("cpu"))
 
 
-def _explained(error: Exception) -> Exception:
+def _explained(error: Exception, image: Tensor) -> Exception:
     """Torch's own error where a shape does not fit; a refusal where the control flow depends on the pixels."""
     text = str(error)
     if "data-dependent" in text.lower() or "DataDependent" in type(error).__name__:
@@ -270,15 +280,13 @@ def _explained(error: Exception) -> Exception:
     if isinstance(error, ValueError):
         return ValueError(text.splitlines()[0] if text else type(error).__name__)
     first = text.split("\n\nWhile executing")[0].strip()
-    return ValueError(f"the module does not take this input: {first}")
+    return ValueError(f"the module does not take an image of shape {tuple(image.shape)}: {first}")
 
 
 class _Lowering:
     """Walks an exported graph and lowers each call."""
 
-    def __init__(
-        self, builder: GraphBuilder, exported: Any, space: int, image_shape: tuple[int, ...]
-    ) -> None:
+    def __init__(self, builder: GraphBuilder, exported: Any, space: int, image_shape: tuple[int, ...]) -> None:
         self.builder, self.exported, self.space = builder, exported, space
         self.image_shape = tuple(image_shape)
         self.made: dict[torch.fx.Node, Any] = {}
@@ -345,6 +353,8 @@ class _Lowering:
         layer = _layer_of(node)
         given = pytree.tree_map_only(torch.fx.Node, lambda n: self.made[n], (node.args, dict(node.kwargs)))
         positional, keywords = given
+        if node.target is aten._assert_tensor_metadata.default:
+            return None  # export's own check of a cast's input, as in x.float(); the dtypes are in the key
         if node.target is operator.getitem and isinstance(positional[0], tuple):
             item = positional[0][positional[1]]
             return item
@@ -359,7 +369,7 @@ class _Lowering:
         if not any(value.spatial for value in values_in(given)):
             if isinstance(node.target, torch._ops.HigherOrderOperator):
                 self.builder.refuse(_unknown(call))
-            return self.builder.plain(call, _runnable(call.target), positional, keywords)
+            return self.builder.plain(call, call.target, positional, keywords)
         lowering = lowering_of(call.target)
         if lowering is not None:
             lowered = lowering(self.builder, call)
@@ -390,12 +400,7 @@ class _Lowering:
             self.builder.refuse(problem)
             return problem
         axes = call.spatial[0].axes if same else None
-        return self.builder.plain(call, _runnable(call.target), positional, keywords, axes)
-
-
-def _runnable(target: Any) -> Any:
-    """Factories were traced on the capture's device; everything else runs as it is."""
-    return target
+        return self.builder.plain(call, call.target, positional, keywords, axes)
 
 
 def _unknown(call: Call) -> Problem:
@@ -445,7 +450,3 @@ def _pruned(nodes: dict[str, Node], wanted: list[Value]) -> dict[str, Node]:
             alive.add(name)
             todo += [value.name for value in uses(nodes[name])]
     return {n: node for n, node in nodes.items() if n in alive or (isinstance(node, Given) and node.source == "input")}
-
-
-def is_fake(tensor: Tensor) -> bool:
-    return isinstance(tensor, FakeTensor)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 _PLAIN = (int, float, bool, str, bytes, type(None), torch.dtype, torch.device, complex)
-_IGNORED = {"_parameters", "_buffers", "_modules", "_plans", "_runners", "last_seed"}
+_IGNORED = {"_parameters", "_buffers", "_modules", "_graphs", "_plans", "_runners", "last_seed"}
 
 
 def capture_key(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable:
@@ -25,7 +25,10 @@ def capture_key(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
         tuple(_of_leaf(leaf) for leaf in leaves),
         _autocast_state(),
         torch.is_grad_enabled(),
-        tuple((name, p.requires_grad, p.dtype, tuple(p.shape), p.device) for name, p in module.named_parameters(remove_duplicate=False)),
+        tuple(
+            (name, p.requires_grad, p.dtype, tuple(p.shape), p.device)
+            for name, p in module.named_parameters(remove_duplicate=False)
+        ),
         tuple(_of_module(m) for m in module.modules()),
     )
 
@@ -46,9 +49,7 @@ def _autocast_state() -> Hashable:
 
 
 def _of_module(module: nn.Module) -> Hashable:
-    attributes = tuple(
-        (name, _plain(value)) for name, value in module.__dict__.items() if name not in _IGNORED
-    )
+    attributes = tuple((name, _plain(value)) for name, value in module.__dict__.items() if name not in _IGNORED)
     return type(module), attributes, tuple(module._buffers), tuple(module._modules)
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Given:
-    """A value from outside: an ``input`` by position, a ``parameter`` or ``buffer`` by name, a ``constant``, the ``seed``."""
+    """A value from outside: an input (its position), a parameter or buffer (its name), a constant, the seed."""
 
     value: Value
     source: str
@@ -113,9 +113,7 @@ class Graph:
 
     def result_of(self, layer: str) -> Local | None:
         """The last local node made by a layer, or by anything inside it."""
-        inside = [
-            node for node in self.locals.values() if node.layer == layer or node.layer.startswith(layer + ".")
-        ]
+        inside = [node for node in self.locals.values() if node.layer == layer or node.layer.startswith(layer + ".")]
         return inside[-1] if inside else None
 
 
@@ -161,7 +159,7 @@ class GraphBuilder:
         return value
 
     def reduce(self, call: Call, reduction: Reduction) -> Value:
-        value = Value(self._name(call), (), call.dtype)
+        value = Value(self._name(call), call.shape, call.dtype)
         self.nodes[value.name] = Reduced(value, reduction, call.layer, op_name(call.target))
         return value
 
@@ -172,13 +170,14 @@ class GraphBuilder:
         arguments: tuple[Any, ...],
         keywords: dict[str, Any] | None = None,
         axes: tuple[int, ...] | None = None,
+        shape: tuple[int, ...] | None = None,
     ) -> Value:
-        value = Value(self._name(call), call.shape, call.dtype, axes)
+        value = Value(self._name(call), call.shape if shape is None else shape, call.dtype, axes)
         self.nodes[value.name] = Plain(value, run, arguments, keywords or {}, call.layer, op_name(call.target))
         return value
 
-    def item(self, call: Call, pair: Value, index: int) -> Value:
-        return self.plain(call, operator.getitem, (pair, index))
+    def item(self, call: Call, several: Value, index: int, shape: tuple[int, ...]) -> Value:
+        return self.plain(call, operator.getitem, (several, index), shape=shape)
 
     def mutate(self, buffer: Value, new: Value) -> None:
         """Let the forward end with ``buffer.copy_(new)``."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,10 @@ from .fingerprint import capture_key
 from .graph import Given, Graph
 from .ops.rule import Value
 from .plan.plan import Plan, check_tile, make_plan
+from .plan.search import parse_bytes
 from .stream import Job, Runner, StreamFunction, requiring
 
+Made = TypeVar("Made")
 #: How many captured shapes are remembered per module.
 REMEMBERED = 8
 
@@ -41,6 +43,9 @@ class StreamingModule(nn.Module):
             and scales.
         keep: paths of stored layers whose tiles keep their autograd graph instead of being computed again: more
             memory, less time.
+        memory: bytes (or "4GiB") that one training step may take beside parameters, their gradients and the input;
+            stored maps, tiles and kept stages are then chosen to be as fast as fits. Not together with ``stored``
+            or ``keep``.
 
     Raises:
         UnsupportedModuleError: at the first call (or ``plan``) with a shape, if something in the module cannot be
@@ -53,6 +58,7 @@ class StreamingModule(nn.Module):
         tile: int | Sequence[int] | None = None,
         stored: Sequence[str] | None = None,
         keep: Sequence[str] = (),
+        memory: int | str | None = None,
     ) -> None:
         if not isinstance(module, nn.Module):
             raise TypeError(f"StreamingModule wraps an nn.Module; got {type(module).__name__}")
@@ -65,11 +71,15 @@ class StreamingModule(nn.Module):
         self.__dict__["module"] = module
         for shared in _SHARED:
             self.__dict__[shared] = module.__dict__[shared]
+        if memory is not None and (stored is not None or keep):
+            raise ValueError("memory= chooses stored maps and kept stages itself; leave out stored= and keep=")
         self.tile, self.stored, self.keep = tile, stored, tuple(keep)
+        self.memory = None if memory is None else parse_bytes(memory)
         self.training = module.training
         #: The seed that the last forward's dropouts drew, or None.
         self.last_seed: int | None = None
-        self._plans: OrderedDict[Any, tuple[Graph, Plan]] = OrderedDict()
+        self._graphs: OrderedDict[Any, Graph] = OrderedDict()
+        self._plans: OrderedDict[Any, Plan] = OrderedDict()
         self._runners: OrderedDict[Any, Runner] = OrderedDict()
 
     # ------------------------------------------------------------- an ordinary module
@@ -95,10 +105,10 @@ class StreamingModule(nn.Module):
         self.module._load_from_state_dict(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_plans": OrderedDict(), "_runners": OrderedDict()}
+        return {**self.__dict__, **{cache: OrderedDict() for cache in ("_graphs", "_plans", "_runners")}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         for shared in _SHARED:
             self.__dict__[shared] = self.module.__dict__[shared]
 
@@ -123,27 +133,17 @@ class StreamingModule(nn.Module):
 
     def _planned(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Graph, Plan, Any]:
         key = capture_key(self.module, args, kwargs)
-        if key in self._plans:
-            self._plans.move_to_end(key)
-        else:
-            graph = capture(self.module, args, kwargs)
-            self._plans[key] = (graph, make_plan(graph, self.tile, self.stored, self.keep))
-            while len(self._plans) > REMEMBERED:
-                self._plans.popitem(last=False)
-        graph, plan = self._plans[key]
-        return graph, plan, key
+        graph = _remembered(self._graphs, key, lambda: capture(self.module, args, kwargs))
+        choices = (self.tile, self.stored, self.keep, self.memory)
+        key = (key, repr(choices))
+        return graph, _remembered(self._plans, key, lambda: make_plan(graph, *choices)), key
 
     def _runner(self, graph: Graph, plan: Plan, key: Any, needs: frozenset[str], device: str) -> Runner:
-        key = (key, needs, device)
-        if key not in self._runners:
-            self._runners[key] = Runner(graph, list(plan.steps), needs, device)
-            while len(self._runners) > REMEMBERED:
-                self._runners.popitem(last=False)
-        return self._runners[key]
+        return _remembered(self._runners, (key, needs, device), lambda: Runner(graph, list(plan.steps), needs, device))
 
     # ---------------------------------------------------------------------- running
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if torch._C._are_functorch_transforms_active():
             raise RuntimeError(
@@ -164,7 +164,8 @@ class StreamingModule(nn.Module):
         runner = self._runner(graph, plan, key, needs, image.device.type)
         if any(output.name in needs for output in runner.outputs):
             job = Job(runner, values, fixed)
-            made = dict(zip((v.name for v in runner.outputs), StreamFunction.apply(job, *given), strict=True))
+            results = StreamFunction.apply(job, *given)  # type: ignore[no-untyped-call]
+            made = dict(zip((v.name for v in runner.outputs), results, strict=True))
             updates = job.results
         else:
             env = {**fixed, **{v.name: t.detach() for v, t in tensors.items()}}
@@ -202,6 +203,16 @@ class StreamingModule(nn.Module):
                 self.module.get_buffer(name).copy_(updates[value.name])
 
 
+def _remembered(cache: OrderedDict[Any, Made], key: Any, make: Callable[[], Made]) -> Made:
+    """The cached value of a key; the least recently used is forgotten."""
+    if key not in cache:
+        cache[key] = make()
+    cache.move_to_end(key)
+    while len(cache) > REMEMBERED:
+        cache.popitem(last=False)
+    return cache[key]
+
+
 #: What wrapper and wrapped module have in common, so that no name, hook or device differs between them.
 _SHARED = (
     "_parameters",
@@ -230,11 +241,15 @@ def stream(model: nn.Module, name: str, **options: Any) -> nn.Module:
     Returns:
         The same model.
     """
+    paths = [path for path, _ in model.named_modules()]  # the model itself is ""
     try:
         module = model.get_submodule(name)
     except AttributeError:
-        children = ", ".join(path for path, _ in model.named_modules() if path and "." not in path)
-        raise ValueError(f"no submodule '{name}' in {type(model).__name__}; it has: {children}") from None
+        above = name
+        while above not in paths:
+            above = above.rpartition(".")[0]
+        children = [path for path in paths if path and path.rpartition(".")[0] == above]
+        raise ValueError(f"no submodule '{name}' in {type(model).__name__}; it has: {', '.join(children)}") from None
     if not name:
         raise ValueError("stream() swaps a submodule; wrap the whole model with StreamingModule(model)")
     parent, _, child = name.rpartition(".")

@@ -33,11 +33,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .boxes import Box, full, relative
+from .boxes import Box, Region, full, relative
 from .errors import DoubleBackwardError
-from .graph import Given, Graph, Plain, Reduced, uses
+from .graph import Given, Graph, Plain, uses
 from .maps import DenseMap, Gradients
-from .ops.rule import Read, Region, Tile, Value, along, replace_values
+from .ops.rule import Read, Tile, Value, along, replace_values
 from .plan.stages import Globals, Program, Stage
 
 Held = dict[tuple[str, Box], Tensor]
@@ -124,12 +124,17 @@ class Runner:
     def __post_init__(self) -> None:
         self.outputs = tuple(
             dict.fromkeys(
-                v for v in self.graph.outputs if isinstance(v, Value) and not isinstance(self.graph.nodes[v.name], Given)
+                v
+                for v in self.graph.outputs
+                if isinstance(v, Value) and not isinstance(self.graph.nodes[v.name], Given)
             )
         )
         self.used_after = [self._reads_of(step) for step in self.steps]
         self.read_in_backward = {
-            value.name for step in self.steps if isinstance(step, Stage) and self._trains(step) for value in step.frontier
+            value.name
+            for step in self.steps
+            if isinstance(step, Stage) and self._trains(step)
+            for value in step.frontier
         }
 
     def _reads_of(self, step: Stage | Globals) -> set[str]:
@@ -157,9 +162,7 @@ class Runner:
         Returns:
             Outputs and new buffer values by name.
         """
-        maps = {
-            value.name: DenseMap(value, env[value.name]) for value in self.graph.inputs.values() if value.spatial
-        }
+        maps = {value.name: DenseMap(value, env[value.name]) for value in self.graph.inputs.values() if value.spatial}
         wanted = {v.name for v in self.outputs} | {v.name for _, v in self.graph.mutations}
         results: dict[str, Any] = {}
         with torch.no_grad(), self._own_autocast():
@@ -201,7 +204,10 @@ class Runner:
         for box in stage.boxes():
             program = stage.program(box)
             with torch.set_grad_enabled(keep):
-                reads = [(v, b, self._leaf(maps[v.name].read(b), v) if keep else maps[v.name].read(b)) for v, b in program.reads]
+                reads = [
+                    (v, b, self._leaf(maps[v.name].read(b), v) if keep else maps[v.name].read(b))
+                    for v, b in program.reads
+                ]
                 held = {(value.name, part): tensor for value, part, tensor in reads}
                 tile = run_tile(program, held, _getter(env, sides), stage.target)
             del held
@@ -260,7 +266,7 @@ class Runner:
     # --------------------------------------------------------------- backward
 
     def backward(self, record: Record, gradients: Gradients, retain: bool) -> None:
-        """Run the plan in reverse; ``gradients`` comes with those of the outputs and leaves with those of the inputs."""
+        """Run the plan in reverse: ``gradients`` comes with the outputs' and leaves with the inputs'."""
         for name, version in record.versions.items():
             if name in record.maps and record.maps[name].tensor._version != version:
                 raise RuntimeError(
@@ -286,9 +292,7 @@ class Runner:
                 pairs.append((results[value.name], gradient.to(results[value.name].dtype)))
         if pairs and leaves:
             outputs, given = zip(*pairs, strict=True)
-            pulled = torch.autograd.grad(
-                outputs, tuple(leaves.values()), given, retain_graph=retain, allow_unused=True
-            )
+            pulled = torch.autograd.grad(outputs, tuple(leaves.values()), given, retain_graph=retain, allow_unused=True)
             values = {value.name: value for value in group.reads}
             for name, gradient in zip(leaves, pulled, strict=True):
                 gradients.add(values[name], gradient)
@@ -352,6 +356,7 @@ class Runner:
 
 
 def run_plain(node: Plain, get: Callable[[Value], Any]) -> Any:
+    """Run a plain node on the tensors behind its values."""
     return node.run(*replace_values(node.arguments, get), **replace_values(node.keywords, get))
 
 

@@ -67,7 +67,16 @@ class Window:
         return start, start + (high - 1 - low) * self.stride + self.dilation * (self.kernel - 1) + 1
 
     def need(self, low: int, high: int) -> Intervals:
-        return _some(clip(self.span(low, high), self.extent))
+        start, stop = self.span(low, high)
+        if self.dilation == 1 or (start >= 0 and stop <= self.extent):
+            return _some(clip((start, stop), self.extent))
+        # A dilated window that leaves the map skips pixels at the border: look at each pixel's outermost taps.
+        taps = [
+            range(o * self.stride - self.pad, o * self.stride - self.pad + self.dilation * self.kernel, self.dilation)
+            for o in range(low, high)
+        ]
+        inside = [tap for window in taps for tap in window if 0 <= tap < self.extent]
+        return ((min(inside), max(inside) + 1),) if inside else ()
 
 
 @dataclass(frozen=True)
@@ -81,7 +90,12 @@ class Spread:
     dilation: int = 1
 
     def need(self, low: int, high: int) -> Intervals:
-        reach = self.dilation * (self.kernel - 1)
+        if self.dilation > 1:
+            # Stride and dilation may miss each other: look at the pixels that truly meet.
+            reached = [o + self.pad - k * self.dilation for o in range(low, high) for k in range(self.kernel)]
+            meet = [r // self.stride for r in reached if r % self.stride == 0 and 0 <= r < self.extent * self.stride]
+            return ((min(meet), max(meet) + 1),) if meet else ()
+        reach = self.kernel - 1
         first = -(-(low + self.pad - reach) // self.stride)
         last = (high - 1 + self.pad) // self.stride
         return _some(clip((first, last + 1), self.extent))

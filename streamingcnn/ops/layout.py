@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..graph import GraphBuilder
@@ -40,9 +39,7 @@ def cat(graph: GraphBuilder, call: Call) -> Lowered:
     return graph.local(call, Rule(tuple(reads), compute, axes))
 
 
-def _cat_with_globals(
-    graph: GraphBuilder, call: Call, parts: list[Value], axes: tuple[int, ...], dim: int
-) -> Lowered:
+def _cat_with_globals(graph: GraphBuilder, call: Call, parts: list[Value], axes: tuple[int, ...], dim: int) -> Lowered:
     """Concatenation along channels where some parts are global (coordinates, a broadcast descriptor)."""
     if dim in axes or any(part.spatial and part.axes != axes for part in parts):
         return None
@@ -86,7 +83,7 @@ def _moved(graph: GraphBuilder, call: Call, order: list[int]) -> Lowered:
         assert tile.inputs[0] is not None
         return tile.inputs[0].permute(order)
 
-    return graph.local(call, Rule((same_everywhere(x),), compute, axes))
+    return graph.local(call, Rule((same_everywhere(x),), compute, axes, work=0))
 
 
 @lowers(aten.permute)
@@ -159,7 +156,7 @@ def reshape(graph: GraphBuilder, call: Call) -> Lowered:
         assert tile.inputs[0] is not None
         return tile.inputs[0].reshape(_with_sizes(shape, axes, tile))
 
-    return graph.local(call, Rule((same_everywhere(x),), compute, axes))
+    return graph.local(call, Rule((same_everywhere(x),), compute, axes, work=0))
 
 
 def _with_sizes(shape: list[int], axes: tuple[int, ...], tile: Tile) -> list[int]:
@@ -182,7 +179,7 @@ def expand(graph: GraphBuilder, call: Call) -> Lowered:
         assert tile.inputs[0] is not None
         return tile.inputs[0].expand(_with_sizes(shape, axes, tile))
 
-    return graph.local(call, Rule((same_everywhere(x),), compute, axes))
+    return graph.local(call, Rule((same_everywhere(x),), compute, axes, work=0))
 
 
 @lowers(aten.repeat)
@@ -198,7 +195,7 @@ def repeat(graph: GraphBuilder, call: Call) -> Lowered:
         assert tile.inputs[0] is not None
         return tile.inputs[0].repeat(times)
 
-    return graph.local(call, Rule((same_everywhere(x),), compute, axes))
+    return graph.local(call, Rule((same_everywhere(x),), compute, axes, work=0))
 
 
 def sliced(graph: GraphBuilder, call: Call, x: Value, dim: int, start: int, stop: int, step: int = 1) -> Value:
@@ -216,7 +213,7 @@ def sliced(graph: GraphBuilder, call: Call, x: Value, dim: int, start: int, stop
 
     shape = list(x.shape)
     shape[dim] = -(-(stop - start) // step)
-    return graph.local(call, Rule((Read(x, tuple(maps)),), compute, axes), shape=tuple(shape))
+    return graph.local(call, Rule((Read(x, tuple(maps)),), compute, axes, work=0), shape=tuple(shape))
 
 
 @lowers(aten.slice, aten.narrow)
@@ -243,7 +240,7 @@ def select(graph: GraphBuilder, call: Call) -> Lowered:
         assert tile.inputs[0] is not None
         return tile.inputs[0].select(dim, index)
 
-    return graph.local(call, Rule((same_everywhere(x),), compute, axes))
+    return graph.local(call, Rule((same_everywhere(x),), compute, axes, work=0))
 
 
 @lowers(aten.split, aten.chunk, aten.split_with_sizes)
@@ -292,37 +289,45 @@ def _sources(mode: str, extent: int, low: int, high: int) -> list[int]:
 @lowers(aten.pad, aten.constant_pad_nd, aten.reflection_pad1d, aten.reflection_pad2d, aten.reflection_pad3d,
         aten.replication_pad1d, aten.replication_pad2d, aten.replication_pad3d)  # fmt: skip
 def pad(graph: GraphBuilder, call: Call) -> Lowered:
-    x = call["self"]
-    amounts = list(call.arguments.get("pad", call.arguments.get("padding")))
+    x: Value = call["self"]
     name = str(call.target.overloadpacket.__name__)
-    mode = call.arguments.get("mode") or ("reflect" if "reflection" in name else "replicate" if "repl" in name else "constant")
-    fill = call.arguments.get("value") or 0.0
+    named = "reflect" if "reflection" in name else "replicate" if "replication" in name else "constant"
+    mode = call.arguments.get("mode") or named
+    amounts = list(call.arguments.get("pad") or call.arguments.get("padding") or ())
     rank = len(x.shape)
     by_dim = {rank - 1 - k: (amounts[2 * k], amounts[2 * k + 1]) for k in range(len(amounts) // 2)}
-    axes = x.axes
-    outside = {dim: pair for dim, pair in by_dim.items() if dim not in axes and pair != (0, 0)}
-    if outside and mode != "constant":
-        return None
-    others = [p for dim in reversed(range(rank)) for p in outside.get(dim, (0, 0))]
-    lows = [by_dim.get(axis, (0, 0))[0] for axis in axes]
     if mode == "constant":
-        windows = tuple(Window(extent, 1, 1, low) for extent, low in zip(x.extents, lows, strict=True))
+        return _pad_constant(graph, call, x, by_dim, call.arguments.get("value") or 0.0)
+    if any(dim not in (x.axes or ()) and pair != (0, 0) for dim, pair in by_dim.items()):
+        return None
+    return _pad_indexed(graph, call, x, by_dim, mode)
 
-        def compute(tile: Tile) -> Tensor:
-            tensor = tile.inputs[0]
-            if tensor is None:
-                return torch.full(
-                    _with_sizes(list(call.shape), axes, tile), fill, dtype=call.dtype, device=graph.device
-                )
-            tensor = F.pad(tensor, others, value=fill) if outside else tensor
-            if axes == tuple(range(rank - len(axes), rank)):
-                return pad_by(tensor, missing(tile, windows), fill)
-            amounts = [0] * (2 * rank)
-            for axis, (low, high) in zip(axes, missing(tile, windows), strict=True):
-                amounts[2 * (rank - 1 - axis)], amounts[2 * (rank - 1 - axis) + 1] = low, high
-            return F.pad(tensor, amounts, value=fill)
 
-        return graph.local(call, Rule((Read(x, windows),), compute, axes))
+def _pad_constant(
+    graph: GraphBuilder, call: Call, x: Value, by_dim: dict[int, tuple[int, int]], fill: float
+) -> Lowered:
+    """Padding by a constant, of spatial axes and of others (channels, say); negative amounts cut."""
+    axes, rank = x.axes or (), len(x.shape)
+    windows = tuple(
+        Window(extent, 1, 1, by_dim.get(axis, (0, 0))[0]) for axis, extent in zip(axes, x.extents, strict=True)
+    )
+    others = {dim: pair for dim, pair in by_dim.items() if dim not in axes}
+    device = graph.device
+
+    def compute(tile: Tile) -> Tensor:
+        tensor = tile.inputs[0]
+        if tensor is None:
+            return torch.full(_with_sizes(list(call.shape), axes, tile), fill, dtype=call.dtype, device=device)
+        pairs = others | dict(zip(axes, missing(tile, windows), strict=True))
+        return pad_by(tensor, [pairs.get(dim, (0, 0)) for dim in range(rank)], fill)
+
+    return graph.local(call, Rule((Read(x, windows),), compute, axes))
+
+
+def _pad_indexed(graph: GraphBuilder, call: Call, x: Value, by_dim: dict[int, tuple[int, int]], mode: str) -> Lowered:
+    """Padding by the map's own pixels: mirrored, repeated, or from the other end."""
+    axes = x.axes or ()
+    lows = [by_dim.get(axis, (0, 0))[0] for axis in axes]
 
     def map_of(extent: int, low: int) -> AxisMap:
         if mode == "circular":
@@ -336,18 +341,18 @@ def pad(graph: GraphBuilder, call: Call) -> Lowered:
 
     maps = tuple(map_of(extent, low) for extent, low in zip(x.extents, lows, strict=True))
 
-    def compute_indexed(tile: Tile) -> Tensor:
+    def compute(tile: Tile) -> Tensor:
         tensor = tile.inputs[0]
         assert tensor is not None
         for axis, extent, low, (first, last), held in zip(
             axes, x.extents, lows, tile.box, tile.regions[0], strict=True
         ):
             pixels = _sources(mode, extent, first - low, last - low)
-            if pixels != list(range(pixels[0], pixels[0] + len(pixels))) or len(held) > 1:
-                place = {}
-                for start, stop in held:
-                    place.update({p: len(place) + p - start for p in range(start, stop)})
-                tensor = tensor.index_select(axis, torch.tensor([place[p] for p in pixels], device=tensor.device))
+            there = [pixel for start, stop in held for pixel in range(start, stop)]
+            if pixels != there:
+                place = {pixel: k for k, pixel in enumerate(there)}
+                index = torch.tensor([place[pixel] for pixel in pixels], device=tensor.device)
+                tensor = tensor.index_select(axis, index)
         return tensor
 
-    return graph.local(call, Rule((Read(x, maps),), compute_indexed, axes))
+    return graph.local(call, Rule((Read(x, maps),), compute, axes))

@@ -9,6 +9,7 @@ the finaliser of MurmurHash3, which mixes every input bit into every output bit.
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -18,32 +19,26 @@ from .registry import Lowered, lowers
 from .rule import Call, Rule, Tile, same_everywhere
 
 aten = torch.ops.aten
-_LOW = 0xFFFFFFFF
+Words = npt.NDArray[np.uint64]
 
 
 def _words(seed: int, layer: int, axis: int, low: int, high: int) -> Tensor:
     """One random 32-bit word per coordinate of an axis (splitmix64 of seed, layer, axis and coordinate)."""
     with np.errstate(over="ignore"):
-        key = np.uint64((seed ^ (layer * 0x9E3779B97F4A7C15) ^ (axis * 0xD1B54A32D192ED03)) % 2**64)
+        key = np.array([(seed ^ (layer * 0x9E3779B97F4A7C15) ^ (axis * 0xD1B54A32D192ED03)) % 2**64], np.uint64)
         for _ in range(2):
             key = _splitmix(key + np.uint64(0x9E3779B97F4A7C15))
         z = _splitmix(key + np.arange(low, high, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15))
     return torch.from_numpy((z >> np.uint64(32)).astype(np.uint32).view(np.int32).copy())
 
 
-def _splitmix(z: np.ndarray | np.uint64) -> np.ndarray | np.uint64:  # type: ignore[type-arg]
+def _splitmix(z: Words) -> Words:
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
 
 
-def _signed(word: int) -> int:
-    return word - 2**32 if word >= 2**31 else word
-
-
-def dropout_mask(
-    seed: int, layer: int, shape: tuple[int, ...], axes: tuple[int, ...], box: Box, p: float
-) -> Tensor:
+def dropout_mask(seed: int, layer: int, shape: tuple[int, ...], axes: tuple[int, ...], box: Box, p: float) -> Tensor:
     """The boolean mask (True: kept) of a dropout over one box of a map.
 
     >>> whole = dropout_mask(7, 0, (1, 2, 6, 8), (2, 3), ((0, 6), (0, 8)), 0.5)
@@ -67,8 +62,8 @@ def dropout_mask(
         view = [1] * rank
         view[dim] = -1
         total = total + _words(seed, layer, dim, low, high).view(view)
-    total.bitwise_xor_((total >> 16) & 0xFFFF).mul_(_signed(0x85EBCA6B))
-    total.bitwise_xor_((total >> 13) & 0x7FFFF).mul_(_signed(0xC2B2AE35))
+    total.bitwise_xor_((total >> 16) & 0xFFFF).mul_(0x85EBCA6B - 2**32)
+    total.bitwise_xor_((total >> 13) & 0x7FFFF).mul_(0xC2B2AE35 - 2**32)
     total.bitwise_xor_((total >> 16) & 0xFFFF)
     return total >= round(p * 2**32) - 2**31 if p < 1 else torch.zeros_like(total, dtype=torch.bool)
 
@@ -92,5 +87,5 @@ def dropout(graph: GraphBuilder, call: Call) -> Lowered:
         mask = dropout_mask(int(tile.get(seed)), number, x.shape, axes, tile.box, p)
         return tensor * mask.to(device=tensor.device, dtype=tensor.dtype).mul_(1 / (1 - p))
 
-    value = graph.local(call, Rule((same_everywhere(x),), compute, axes, (seed,)))
+    value = graph.local(call, Rule((same_everywhere(x),), compute, axes, (seed,), work=300))
     return (value, None) if several else value

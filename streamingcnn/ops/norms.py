@@ -55,9 +55,10 @@ def affine(graph: GraphBuilder, call: Call, x: Value, scale: Value, shift: Value
     def compute(tile: Tile) -> Tensor:
         tensor = tile.inputs[0]
         assert tensor is not None
-        return (tensor * tile.get(scale) + tile.get(shift)).to(tensor.dtype)
+        scaled: Tensor = tensor * tile.get(scale) + tile.get(shift)
+        return scaled.to(tensor.dtype)
 
-    rule = Rule((Read(x, (Same(),) * len(x.extents)),), compute, x.axes or (), (scale, shift))
+    rule = Rule((Read(x, (Same(),) * len(x.extents)),), compute, x.axes or (), (scale, shift), work=60)
     return graph.local(call, rule, shape=x.shape)
 
 
@@ -73,7 +74,8 @@ def _normalised(
         return scale_and_shift(stats[0], stats[1], weight, bias, eps, shape)
 
     pair = graph.plain(call, make, (stats, weight, bias))
-    return affine(graph, call, x, graph.item(call, pair, 0), graph.item(call, pair, 1)), stats
+    scale, shift = (graph.item(call, pair, k, tuple(shape)) for k in (0, 1))
+    return affine(graph, call, x, scale, shift), stats
 
 
 def _update_running(
@@ -127,7 +129,7 @@ def batch_norm(graph: GraphBuilder, call: Call) -> Lowered:
         return torch.nn.functional.batch_norm(tensor, m, v, w, b, False, 0.0, call["eps"])
 
     side = tuple(p for p in parameters if isinstance(p, Value))
-    result = graph.local(call, Rule((Read(x, (Same(),) * len(x.extents)),), compute, x.axes or (), side))
+    result = graph.local(call, Rule((Read(x, (Same(),) * len(x.extents)),), compute, x.axes or (), side, work=30))
     return (result, None, None, graph.ignored, graph.ignored) if several else result
 
 

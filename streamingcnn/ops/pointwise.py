@@ -55,18 +55,16 @@ def apply_in_place(graph: GraphBuilder, call: Call, keep_whole: tuple[str, ...] 
     index = {read.value.name: k for k, read in enumerate(reads)}
 
     def compute(tile: Tile) -> Tensor:
-        def tensor_of(value: Value, cut: bool) -> object:
-            if value.spatial:
-                return tile.inputs[index[value.name]]
-            tensor = tile.get(value)
-            if cut and isinstance(tensor, Tensor) and tensor.dim():
-                tensor = cut_to(tensor, tile, axes, extents, rank)
+        def whole(value: Value) -> object:
+            return tile.inputs[index[value.name]] if value.spatial else tile.get(value)
+
+        def cut(value: Value) -> object:
+            tensor = whole(value)
+            if not value.spatial and isinstance(tensor, Tensor) and tensor.dim():
+                return cut_to(tensor, tile, axes, extents, rank)
             return tensor
 
-        arguments = {
-            name: replace_values(given, lambda v, cut=name not in keep_whole: tensor_of(v, cut))
-            for name, given in positional
-        }
+        arguments = {name: replace_values(given, whole if name in keep_whole else cut) for name, given in positional}
         result: Tensor = target(**arguments)
         return result
 

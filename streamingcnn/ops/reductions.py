@@ -24,7 +24,10 @@ State = tuple[Any, ...]
 class Reduction(Protocol):
     """Sums over the tiles of one map."""
 
-    value: Value
+    @property
+    def value(self) -> Value:
+        """The map."""
+        ...
 
     def partial(self, tile: Tensor) -> State:
         """The state of one tile."""

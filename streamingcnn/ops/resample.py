@@ -44,8 +44,7 @@ def transposed_convolution(graph: GraphBuilder, call: Call) -> Lowered:
     dilation = per_axis(call["dilation"], count)
     kernel, groups = weight.shape[2:], call["groups"]
     spreads = tuple(
-        Spread(e, k, s, p, d)
-        for e, k, s, p, d in zip(x.extents, kernel, stride, padding, dilation, strict=True)
+        Spread(e, k, s, p, d) for e, k, s, p, d in zip(x.extents, kernel, stride, padding, dilation, strict=True)
     )
     conv = CONV_TRANSPOSE[count]
 
@@ -96,7 +95,13 @@ class Sampling:
     """
 
     def __init__(
-        self, mode: str, extent: int, result: int, scale: float | None, align_corners: bool, dtype: torch.dtype
+        self,
+        mode: str,
+        extent: int,
+        result: int,
+        scale: float | None,
+        align_corners: bool,
+        dtype: torch.dtype,
     ) -> None:
         self.mode, self.extent, self.result, self.align_corners = mode, extent, result, align_corners
         wide = dtype == torch.float64 and not mode.startswith("nearest")
@@ -164,11 +169,10 @@ def _interpolation(mode: str) -> Callable[[GraphBuilder, Call], Lowered]:
         align = bool(call.arguments.get("align_corners"))
         result = call.shape[2:]
         axes = [
-            Sampling(mode, e, r, s, align, x.dtype)
-            for e, r, s in zip(x.extents, result, _scales(call, x), strict=True)
+            Sampling(mode, e, r, s, align, x.dtype) for e, r, s in zip(x.extents, result, _scales(call, x), strict=True)
         ]
         maps: tuple[AxisMap, ...] = tuple(
-            Same() if a.extent == a.result and not a.mode == "cubic" and float(a.ratio) == 1.0 else Looked(a.sources)
+            Same() if a.extent == a.result and a.mode != "cubic" and float(a.ratio) == 1.0 else Looked(a.sources)
             for a in axes
         )
 
@@ -184,7 +188,7 @@ def _interpolation(mode: str) -> Callable[[GraphBuilder, Call], Lowered]:
                     tensor = _resample(tensor, k + 2, taps, weights, tile.regions[0][k][0][0])
             return tensor.to(dtype)
 
-        work = {"nearest": 1.0, "nearest-exact": 1.0, "linear": 4.0, "cubic": 8.0}[mode]
+        work = {"nearest": 50.0, "nearest-exact": 50.0, "linear": 200.0, "cubic": 400.0}[mode]
         return graph.local(call, Rule((Read(x, maps),), compute, x.axes or (), work=work, cheap=False))
 
     return lowering

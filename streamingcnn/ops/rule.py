@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -38,6 +39,11 @@ class Value:
         assert self.axes is not None, self.name
         return tuple(self.shape[dim] for dim in self.axes)
 
+    @cached_property
+    def depth(self) -> int:
+        """How many numbers one pixel holds: images times channels."""
+        return prod(size for dim, size in enumerate(self.shape) if dim not in (self.axes or ()))
+
     @property
     def spatial(self) -> bool:
         return self.axes is not None
@@ -58,7 +64,13 @@ class Call:
     """
 
     def __init__(
-        self, target: Any, arguments: dict[str, Any], shape: tuple[int, ...], dtype: torch.dtype, layer: str, name: str
+        self,
+        target: Any,
+        arguments: dict[str, Any],
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        layer: str,
+        name: str,
     ) -> None:
         self.target, self.arguments, self.shape, self.dtype = target, arguments, shape, dtype
         self.layer, self.name = layer, name
@@ -135,7 +147,7 @@ class Rule:
         compute: runs it on one :class:`Tile` and returns the tensor of exactly ``tile.box``.
         axes: the dimensions of the result that carry the spatial axes.
         side: the global values it uses.
-        work: multiply-adds per element of the result; 0 for what only moves memory.
+        work: multiply-adds per element of the result, or what costs as much time as so many of them.
         cheap: whether computing it again costs next to nothing (pointwise, layout).
     """
 
@@ -143,8 +155,10 @@ class Rule:
     compute: Callable[[Tile], Tensor]
     axes: tuple[int, ...]
     side: tuple[Value, ...] = ()
-    work: float = 0.0
+    work: float = 30.0
     cheap: bool = field(default=True)
+    #: How many times slower than usual the operation runs on given regions, where that depends on their size.
+    slowness: Callable[[tuple[Region, ...]], float] | None = None
 
 
 def same_everywhere(value: Value) -> Read:

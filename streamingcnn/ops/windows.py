@@ -10,13 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..boxes import Interval, sizes
+from ..boxes import Interval, Region, sizes
 from ..graph import GraphBuilder
 from .axes import Window
 from .registry import Lowered, lowers
 from .rule import Call, Read, Rule, Tile, Value
 
 aten = torch.ops.aten
+#: Pooling does no multiply-adds; this is what one element of its window costs, in multiply-adds of a convolution.
+POOL_WORK = 30.0
 CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 MAX_POOL: dict[int, Callable[..., Tensor]] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 
@@ -72,8 +74,7 @@ def convolution(graph: GraphBuilder, call: Call) -> Lowered:
     else:
         low_pads = per_axis(padding, count)
     windows = tuple(
-        Window(e, k, s, p, d)
-        for e, k, s, p, d in zip(x.extents, kernel, stride, low_pads, dilation, strict=True)
+        Window(e, k, s, p, d) for e, k, s, p, d in zip(x.extents, kernel, stride, low_pads, dilation, strict=True)
     )
     conv, groups = CONV[count], call["groups"]
 
@@ -87,8 +88,32 @@ def convolution(graph: GraphBuilder, call: Call) -> Lowered:
         return conv(tensor, w, b, stride, common, dilation, groups)
 
     work = prod(weight.shape[1:])
-    rule = Rule((Read(x, windows),), compute, x.axes, globals_of(weight, bias), work=work, cheap=False)
+    on_cpu = graph.device.type == "cpu" and x.dtype == torch.float32
+    slowness = _reference_kernel(x, kernel, groups) if on_cpu else None
+    rule = Rule((Read(x, windows),), compute, x.axes, globals_of(weight, bias), work, False, slowness)
     return graph.local(call, rule)
+
+
+#: How much slower ATen's own convolution is than oneDNN's, by spatial axes (one thread; 3-D, 16 channels: 6
+#: against 95 thousand million multiply-adds a second).
+REFERENCE_SLOWNESS = {1: 2.0, 2: 3.0, 3: 12.0}
+
+
+def _reference_kernel(x: Value, kernel: Sequence[int], groups: int) -> Callable[[tuple[Region, ...]], float] | None:
+    """Whether ATen would take its reference kernel on the CPU: for one small image in float32 it does.
+
+    The condition is that of ``ConvParams::use_mkldnn`` in ATen/native/Convolution.cpp; it counts the first four
+    dimensions only, so a 3-D tile may be thin along its last axis but not along the first two.
+    """
+    if groups > 1 or x.shape[0] > 1 or x.shape[1] < 4 or (len(kernel) > 1 and min(kernel[-2:]) > 3):
+        return None
+
+    def slowness(regions: tuple[Region, ...]) -> float:
+        lengths = [sum(high - low for low, high in intervals) for intervals in regions[0]]
+        small = x.shape[1] * prod(lengths[:2]) <= 20480
+        return REFERENCE_SLOWNESS[len(lengths)] if small else 1.0
+
+    return slowness
 
 
 def globals_of(*arguments: Any) -> tuple[Value, ...]:
@@ -133,8 +158,8 @@ def max_pool(graph: GraphBuilder, call: Call) -> Lowered:
         rest = [(lo - c, hi - c) for (lo, hi), c in zip(pads, common, strict=True)]
         return pool(pad_by(tensor, rest, -torch.inf), kernel, stride, common, dilation)
 
-    work = prod(kernel)
-    return graph.local(call, Rule((Read(x, windows),), compute, x.axes, work=work / 4, cheap=False))
+    work = POOL_WORK * prod(kernel)
+    return graph.local(call, Rule((Read(x, windows),), compute, x.axes, work=work, cheap=False))
 
 
 @lowers(aten.max_pool1d_with_indices, aten.max_pool2d_with_indices, aten.max_pool3d_with_indices)
@@ -162,7 +187,8 @@ def avg_pool(graph: GraphBuilder, call: Call) -> Lowered:
         start = torch.arange(low, high) * window.stride - window.pad
         stop = (start + window.kernel).clamp(max=window.extent + (window.pad if include_pad else 0))
         start = start if include_pad else start.clamp(min=0)
-        return (stop - start).to(like)
+        counted: Tensor = (stop - start).to(like)
+        return counted
 
     def sums(tensor: Tensor) -> Tensor:
         # avg_pool1d has no divisor, so one axis borrows the second one of avg_pool2d.
@@ -170,7 +196,8 @@ def avg_pool(graph: GraphBuilder, call: Call) -> Lowered:
             summed = F.avg_pool2d(tensor.unsqueeze(2), [1, *kernel], [1, *stride], divisor_override=1)
             return summed.squeeze(2)
         pool = F.avg_pool2d if len(windows) == 2 else F.avg_pool3d
-        return pool(tensor, kernel, stride, divisor_override=1)
+        pooled: Tensor = pool(tensor, kernel, stride, divisor_override=1)
+        return pooled
 
     def compute(tile: Tile) -> Tensor:
         tensor = tile.inputs[0]
@@ -181,8 +208,8 @@ def avg_pool(graph: GraphBuilder, call: Call) -> Lowered:
         for axis, (window, (low, high)) in enumerate(zip(windows, tile.box, strict=True)):
             shape = [1] * len(windows)
             shape[axis] = -1
-            result = result / counts(window, low, high, result).view(shape)
+            result = result.div(counts(window, low, high, result).view(shape))
         return result
 
-    work = prod(kernel)
-    return graph.local(call, Rule((Read(x, windows),), compute, x.axes, work=work / 4, cheap=False))
+    work = POOL_WORK * prod(kernel)
+    return graph.local(call, Rule((Read(x, windows),), compute, x.axes, work=work, cheap=False))

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from math import prod
 
-from ..boxes import Box, full, sizes, volume
-from ..graph import Graph
+from ..boxes import Box, full, volume
+from ..graph import Graph, Local
 from ..ops.rule import Value
 from .stages import Stage
 
 
 def elements(value: Value, box: Box) -> int:
     """How many numbers a box of a value holds, all channels and images counted."""
-    others = prod(size for dim, size in enumerate(value.shape) if dim not in (value.axes or ()))
-    return others * volume(box)
+    return value.depth * volume(box)
 
 
 def map_bytes(value: Value) -> int:
@@ -38,8 +37,15 @@ def typical_box(stage: Stage) -> Box:
 
 def tile_work(stage: Stage) -> float:
     """The multiply-adds of a typical tile, halo counted."""
-    program = stage.program(typical_box(stage))
-    return sum(step.node.rule.work * elements(step.node.value, step.box) for step in program.steps)
+    needed = stage.needs(typical_box(stage))
+    return sum(box_work(node, box) for node in stage.nodes if node.rule.work for box in needed[node.value.name])
+
+
+def box_work(node: Local, box: Box) -> float:
+    """The multiply-adds of one operation on one box, weighted by how slow it is on a box of that size."""
+    rule = node.rule
+    slower = rule.slowness(tuple(read.need(box) for read in rule.reads)) if rule.slowness is not None else 1.0
+    return rule.work * elements(node.value, box) * slower
 
 
 def stage_work(stage: Stage) -> float:
@@ -50,11 +56,6 @@ def stage_work(stage: Stage) -> float:
 
 def tile_bytes(stage: Stage) -> int:
     """The bytes of every value a typical tile makes or reads: about what its autograd graph keeps."""
-    program = stage.program(typical_box(stage))
-    made = sum(elements(s.node.value, s.box) * s.node.value.dtype.itemsize for s in program.steps)
-    return made + sum(elements(v, b) * v.dtype.itemsize for v, b in program.reads)
-
-
-def box_sizes(stage: Stage) -> tuple[int, ...]:
-    """The size of a typical tile per axis."""
-    return sizes(typical_box(stage))
+    needed = stage.needs(typical_box(stage))
+    values = (*(node.value for node in stage.nodes), *stage.frontier)
+    return sum(elements(v, box) * v.dtype.itemsize for v in values for box in needed[v.name])

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from ..graph import Graph, Local
 from ..ops.rule import Value
 from .choose import choose_stored, choose_tiles
+from .peak import MeasuredTileBytes, peak
+from .search import search
 from .stages import Globals, Stage, build_steps, stage_of
 
 if TYPE_CHECKING:
@@ -41,6 +43,11 @@ class Plan:
     def tiles(self) -> int:
         """How many tiles one forward runs, all stages together."""
         return sum(stage.tiles for stage in self.stages)
+
+    @cached_property
+    def peak_bytes(self) -> int:
+        """The predicted height of a training step in bytes, beside parameters, their gradients and the input."""
+        return peak(self.graph, list(self.steps), MeasuredTileBytes()).bytes
 
     @cached_property
     def receptive_field(self) -> tuple[int, ...]:
@@ -111,6 +118,7 @@ def make_plan(
     tile: int | Sequence[int] | None = None,
     stored: Sequence[str] | None = None,
     keep: Sequence[str] = (),
+    memory: int | None = None,
 ) -> Plan:
     """Plan a network.
 
@@ -119,8 +127,11 @@ def make_plan(
         tile: pixels of the image that a tile covers per axis, halo not counted; None chooses per stage.
         stored: layers (or node names) whose results are stored; None chooses.
         keep: layers (or node names) whose stages keep their autograd graphs.
+        memory: the bytes that a training step may take; stored nodes, tiles and ways are then searched for.
     """
     image_tile = None if tile is None else tile_sizes(graph, tile)
+    if memory is not None:
+        return Plan(graph, tuple(search(graph, memory, image_tile)))
     names = choose_stored(graph, image_tile) if stored is None else {resolve(graph, name) for name in stored}
     steps = build_steps(graph, names)
     kept = {resolve(graph, name) for name in keep}

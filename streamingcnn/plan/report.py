@@ -23,7 +23,9 @@ def by(sizes: Sequence[int]) -> str:
 
 def table(plan: Plan) -> str:
     """One row per stage, then the totals."""
-    rows = [("stage", "makes", "map", "way", "tile", "tiles", "overlap px", "work x", "tile bytes", "map bytes")]
+    rows: list[tuple[str, ...]] = [
+        ("stage", "makes", "map", "way", "tile", "tiles", "overlap px", "work x", "tile bytes", "map bytes")
+    ]
     plain_work = graph_work(plan.graph)
     for number, step in enumerate(plan.steps, start=1):
         if isinstance(step, Globals):
@@ -37,18 +39,18 @@ def table(plan: Plan) -> str:
     work = sum(stage_work(stage) for stage in plan.stages)
     held = sum(map_bytes(stage.target) for stage in plan.stages if stage.stored)
     lines.append("")
-    lines.append(f"image {by(plan.graph.image.shape)}, receptive field {by(plan.receptive_field)} px, {plan.tiles} tiles")
+    lines.append(
+        f"image {by(plan.graph.image.shape)}, receptive field {by(plan.receptive_field)} px, {plan.tiles} tiles"
+    )
     lines.append(
         f"stored maps {format_bytes(held)}, image {format_bytes(map_bytes(plan.graph.image))}, "
-        f"forward work {work / max(plain_work, 1):.2f}x of plain"
+        f"forward work {work / max(plain_work, 1):.2f}x of plain, predicted peak {format_bytes(plan.peak_bytes)}"
     )
     return "\n".join(lines)
 
 
 def _stage_row(plan: Plan, number: int, stage: Stage) -> tuple[str, ...]:
-    own = sum(
-        node.rule.work * _elements(node.value.shape) for node in stage.nodes
-    )
+    own = sum(node.rule.work * _elements(node.value.shape) for node in stage.nodes)
     return (
         str(number),
         stage.layer,
@@ -86,7 +88,7 @@ def draw(plan: Plan, image: Any, stage: int = 0, longest: int = 1024) -> Image:
     Returns:
         A PIL image: tile borders in white, the middle tile in green, all that it reads in yellow.
     """
-    from PIL import Image, ImageDraw
+    from PIL import ImageDraw
 
     if plan.graph.space != 2:
         raise ValueError(f"plan.draw shows 2-D plans; this one has {plan.graph.space} spatial axes")

@@ -97,23 +97,25 @@ class Stage:
         """Per axis, how many pixels of the frontier a tile needs beyond its own share; the widest of its reads."""
         return halo_of(self)
 
-    def _program(self, box: Box) -> Program:
+    def needs(self, box: Box) -> dict[str, tuple[Box, ...]]:
+        """By value name the boxes that a tile makes or reads."""
         wanted: dict[str, list[Box]] = {self.target.name: [box]}
-        computed: dict[str, tuple[Box, ...]] = {}
+        needed: dict[str, tuple[Box, ...]] = {}
         for node in reversed(self.nodes):
             boxes = merge(wanted.get(node.value.name, ()))
-            computed[node.value.name] = boxes
+            needed[node.value.name] = boxes
             for part in boxes:
                 for read in node.rule.reads:
                     wanted.setdefault(read.value.name, []).extend(read.needed_boxes(part))
-        reads = []
         for value in self.frontier:
-            computed[value.name] = merge(wanted.get(value.name, ()))
-            reads += [(value, part) for part in computed[value.name]]
-        steps = tuple(
-            _step(node, part, computed) for node in self.nodes for part in computed[node.value.name]
-        )
-        return Program(box, tuple(reads), steps, _last_uses(steps, (self.target.name, box)))
+            needed[value.name] = merge(wanted.get(value.name, ()))
+        return needed
+
+    def _program(self, box: Box) -> Program:
+        needed = self.needs(box)
+        reads = tuple((value, part) for value in self.frontier for part in needed[value.name])
+        steps = tuple(_step(node, part, needed) for node in self.nodes for part in needed[node.value.name])
+        return Program(box, reads, steps, _last_uses(steps, (self.target.name, box)))
 
 
 def _step(node: Local, box: Box, computed: dict[str, tuple[Box, ...]]) -> Step:
@@ -212,7 +214,9 @@ def phases(graph: Graph) -> dict[str, int]:
         if isinstance(node, Given):
             phase[name] = 0
         elif isinstance(node, Local):
-            phase[name] = max([0, *(phase[v.value.name] for v in node.rule.reads), *(phase[v.name] for v in node.rule.side)])
+            phase[name] = max(
+                [0, *(phase[v.value.name] for v in node.rule.reads), *(phase[v.name] for v in node.rule.side)]
+            )
         elif isinstance(node, Reduced):
             phase[name] = phase[node.reduction.value.name]
         else:

@@ -1,0 +1,127 @@
+"""How many bytes of tensors live at once, counted to the digit on any device.
+
+The resident size of a process says what its allocator and its threads hold, and CUDA's counter exists on
+CUDA only. What a plan promises is about tensors, so tensors are counted: a dispatch mode sees the result of
+every operation, adds the bytes of each storage that it has not met, and a finaliser on that storage takes
+them off again when it dies. PyTorch keeps ONE Python object per storage for as long as the storage lives,
+also when only autograd holds it, so the life of that object is the life of the bytes.
+
+    a storage is born (an operation returns it)       current += its bytes, peak = max(peak, current)
+    a view of it, or an in-place result, is returned  nothing: the storage is known
+    it is resized                                     corrected when an operation next returns it
+    its last tensor is dropped                        current -= its bytes
+
+Scratch memory inside a kernel (the workspace of a convolution, say) is no tensor and is not counted.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+__all__ = ["LiveBytes", "format_bytes"]
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of the tensors that are made inside the `with` block and live at the same time.
+
+    >>> x = torch.ones(1000)  # made before: not counted
+    >>> with LiveBytes() as live:
+    ...     y = (x * 2).exp()
+    >>> live.peak, live.current
+    (8000, 4000)
+    >>> del y
+    >>> live.current
+    0
+
+    `peak` and `current` are bytes above what lived at entry; memory that was there before and is written
+    in place costs nothing. `current` goes on falling after the block as tensors die. Backward counts like
+    forward when it runs inside the block. Tensors over memory that PyTorch did not allocate (NumPy arrays,
+    memory-mapped files) and sparse tensors are not counted.
+
+    With `fake=True` it counts the tensors of `FakeTensorMode` and the meta device, which hold no bytes,
+    by the bytes they stand for, and no others: a prediction. Without it they count nothing.
+    """
+
+    def __init__(self, *, fake: bool = False) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.peak = 0
+        self.current = 0
+        self._fake = fake
+        self._bytes_of: dict[int, int] = {}  # id of a living storage -> the bytes counted for it
+        # Finalisers run wherever the last reference is dropped: in another thread, or in the middle of us.
+        self._lock = threading.RLock()
+
+    def __torch_dispatch__(
+        self,
+        func: torch._ops.OpOverload,
+        types: tuple[type, ...],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        # `torch.tensor(data)` fills memory unseen and shows it for the first time as this op's argument.
+        fresh = func is torch.ops.aten.lift_fresh.default
+        given = set() if fresh else {id(storage) for storage in _storages((args, kwargs))}
+        for storage in _storages(result):
+            if id(storage) in self._bytes_of or id(storage) not in given:
+                self._count(storage)
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        if (storage.device.type == "meta") is not self._fake:
+            return
+        if not (self._fake or _allocated(storage)):
+            return
+        with self._lock:
+            key = id(storage)
+            if key not in self._bytes_of:
+                weakref.finalize(storage, self._forget, key).atexit = False
+            self.current += storage.nbytes() - self._bytes_of.get(key, 0)
+            self._bytes_of[key] = storage.nbytes()
+            self.peak = max(self.peak, self.current)
+
+    def _forget(self, key: int) -> None:
+        with self._lock:
+            self.current -= self._bytes_of.pop(key)
+
+
+def _allocated(storage: torch.UntypedStorage) -> bool:
+    """Whether PyTorch allocated this memory; a NumPy array's or a memory-mapped file's cannot be resized."""
+    try:
+        storage.data_ptr()
+    except RuntimeError:  # of a wrapper around other tensors (torch.export makes them): a size without memory
+        return False
+    return storage.resizable()
+
+
+def _storages(tree: Any) -> Iterator[torch.UntypedStorage]:
+    for leaf in tree_iter(tree):
+        if isinstance(leaf, torch.Tensor) and leaf.layout is torch.strided:
+            yield leaf.untyped_storage()
+        elif isinstance(leaf, torch.UntypedStorage):  # the second argument of Tensor.set_
+            yield leaf
+
+
+def format_bytes(count: float) -> str:
+    """Bytes as a person reads them: three digits and a binary unit.
+
+    >>> format_bytes(512), format_bytes(1536), format_bytes(28 * 2**30)
+    ('512 B', '1.50 KiB', '28.0 GiB')
+    """
+    if abs(count) < 1000:
+        return f"{count:.0f} B"
+    units = ["KiB", "MiB", "GiB", "TiB"]
+    count /= 1024
+    while abs(count) >= 1000 and len(units) > 1:
+        count /= 1024
+        del units[0]
+    digits = 2 if abs(count) < 10 else 1 if abs(count) < 100 else 0
+    return f"{count:.{digits}f} {units[0]}"
