@@ -1,0 +1,54 @@
+# `make demo` and `make test` are all the set-up there is. Each makes .venv first, where it is missing.
+# Another torch: make demo TORCH=2.13.0      another Python: make demo PYTHON=python3.12
+
+PYTHON ?= python3
+TORCH ?= $(shell sed -n 's/^torch==//p' constraints.txt)
+VENV ?= .venv
+BIN := $(VENV)/bin
+# torch's own threads and pytest's processes would fight for the same cores.
+WORKERS ?= 2
+
+.PHONY: demo test benchmarks lint types format clean
+
+demo: $(VENV)/.demo
+	$(BIN)/streamingcnn demo $(ARGS)
+
+test: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+benchmarks: $(VENV)/.test
+	$(BIN)/python -m pytest benchmarks $(ARGS)
+	$(BIN)/python -m benchmarks.step
+	$(BIN)/python -m benchmarks.memory_vs_resolution
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch comes first, pinned and alone (see constraints.txt); the pin then holds for everything after it.
+# The pin's file changes only when the version does, and then everything is installed anew.
+$(VENV)/torch-$(TORCH).txt:
+	$(PYTHON) -m venv $(VENV)
+	rm -f $(VENV)/torch-*.txt
+	@echo "Installing torch $(TORCH) into $(VENV) (once; some minutes where it must be fetched)"
+	$(BIN)/python -m pip install --quiet "torch==$(TORCH)"
+	echo "torch==$(TORCH)" > $@
+
+$(VENV)/.%: $(VENV)/torch-$(TORCH).txt setup.cfg
+	@echo "Installing streamingcnn[$*] into $(VENV) (once)"
+	$(BIN)/python -m pip install --quiet --constraint $< --editable ".[$*]"
+	touch $@
+
+# mypy follows the imports of the benchmarks, so it sees what the tests see.
+$(VENV)/.dev: $(VENV)/.test

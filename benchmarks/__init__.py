@@ -1,0 +1,1 @@
+"""What a training step costs: plain PyTorch, `torch.utils.checkpoint` and streamed, side by side."""

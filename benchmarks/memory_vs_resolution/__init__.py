@@ -1,0 +1,1 @@
+"""How the bytes and the time of a step grow with the image."""

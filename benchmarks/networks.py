@@ -1,0 +1,74 @@
+"""The networks that are measured, and the three ways to run each: plain, checkpointed, streamed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from streamingcnn import StreamingModule
+from streamingcnn.models import ResNet, UNet3D, resnet18
+
+__all__ = ["NETWORKS", "WAYS", "prepare"]
+
+#: Every normalisation is frozen (`eval`), so that all ways compute the same function.
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "resnet18": lambda: resnet18().eval(),
+    "unet3d": lambda: UNet3D(1, 2, levels=4, filters=16).eval(),
+    # The first layer of ResNet alone, whose weight gradient is slow on large channels_last images.
+    "conv7x7": lambda: nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False),
+}
+WAYS = ("plain", "checkpoint", "streamed")
+
+
+def prepare(
+    network: str, way: str, tile: int | None = None, memory: str | None = None
+) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+    """A network with seeded weights, and the function that runs it in one of the `WAYS`."""
+    torch.manual_seed(0)
+    net = NETWORKS[network]()
+    if way == "streamed":
+        return net, StreamingModule(net, tile=tile, memory=memory)
+    if way == "checkpoint":
+        return net, _checkpointed(net)
+    return net, net
+
+
+def _checkpointed(net: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Keeps the inputs of the blocks only, as one would write it by hand with `torch.utils.checkpoint`."""
+
+    def kept(block: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        return cast(Tensor, checkpoint(block, x, use_reentrant=False))
+
+    if isinstance(net, ResNet):
+        blocks = [block for name in net._stages for block in cast(nn.Sequential, net.get_submodule(name))]
+
+        def run_resnet(x: Tensor) -> Tensor:
+            x = kept(lambda x: net.maxpool(net.relu(net.bn1(net.conv1(x)))), x)
+            for block in blocks:
+                x = kept(block, x)
+            return x
+
+        return run_resnet
+
+    if isinstance(net, UNet3D):
+
+        def decode(level: int, skip: Tensor, x: Tensor) -> Tensor:
+            return cast(Tensor, net.decoder[level](torch.cat([skip, net.up[level](x)], 1)))
+
+        def run_unet(x: Tensor) -> Tensor:
+            skips: list[Tensor] = []
+            for level, block in enumerate(net.encoder):
+                x = kept(block, net.pool[level - 1](x) if level else x)
+                skips.append(x)
+            for level in reversed(range(len(net.decoder))):
+                x = kept(partial(decode, level, skips[level]), x)
+            return cast(Tensor, net.head(x))
+
+        return run_unet
+
+    return lambda x: kept(net, x)

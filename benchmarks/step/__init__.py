@@ -1,0 +1,1 @@
+"""Time and bytes of one training step in three ways."""

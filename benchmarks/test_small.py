@@ -1,0 +1,97 @@
+"""Small cases for every day: `pytest benchmarks` times a step and checks that all ways do the same work."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.measure import Measured, Run, step, summarise
+from benchmarks.networks import WAYS, prepare
+from benchmarks.pages import fill
+from streamingcnn.memory import LiveBytes
+
+SMALL = {
+    "resnet18": ((1, 3, 256, 256), 128),
+    "unet3d": ((1, 1, 32, 32, 32), 16),
+    "conv7x7": ((1, 3, 512, 512), 128),
+}
+
+
+def _gradients(network: str, way: str) -> list[Tensor]:
+    shape, tile = SMALL[network]
+    net, forward = prepare(network, way, tile)
+    net.double()
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return list(torch.autograd.grad(forward(x).square().mean(), list(net.parameters())))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("network", SMALL)
+def test_step(benchmark: Any, network: str, way: str) -> None:
+    shape, tile = SMALL[network]
+    net, forward = prepare(network, way, tile)
+    x = torch.randn(shape)
+
+    def once() -> None:
+        net.zero_grad(set_to_none=True)
+        forward(x).mean().backward()
+
+    with LiveBytes() as live:
+        once()
+    benchmark.extra_info["live_bytes"] = live.peak
+    benchmark.pedantic(once, rounds=3, warmup_rounds=1)
+    assert all(p.grad is not None for p in net.parameters())
+
+
+@pytest.mark.parametrize("way", WAYS[1:])
+@pytest.mark.parametrize("network", SMALL)
+def test_every_way_has_the_gradient_of_plain(network: str, way: str) -> None:
+    plain, other = _gradients(network, "plain"), _gradients(network, way)
+    for index, (a, b) in enumerate(zip(plain, other, strict=True)):
+        assert (a - b).norm() <= 1e-10 * max(b.norm(), 1e-6 * max(g.norm() for g in plain)), index
+
+
+def test_rows_of_a_slowed_machine_are_dropped() -> None:
+    plain, other = Run("conv7x7", (1, 3, 64, 64), "plain"), Run("conv7x7", (1, 3, 64, 64), "checkpoint")
+    one = step(plain)
+    assert one.seconds is not None and one.live_bytes == summarise([one])[0].live_bytes
+    results = [
+        replace(one, run=run, round=number, seconds=seconds, product_seconds=product)
+        for number, run, seconds, product in [
+            (0, plain, 2.0, 1.0),
+            (0, other, 4.0, 1.0),
+            (1, plain, 1.0, 1.2),  # fast, but the machine was not itself: dropped
+            (1, other, 3.0, 1.05),
+        ]
+    ]
+    rows = summarise(results)
+    assert [row.seconds for row in rows] == [2.0, 3.0]
+    assert [row.ratio for row in rows] == [1.0, 1.5]
+    assert rows[1].ratio_spread == (2.0, 2.0)
+    assert [row.time for row in rows] == ["2.00 s", "3.00 s"]
+    busy = [replace(result, product_seconds=2.0) if result.run == other else result for result in results]
+    assert [row.time for row in summarise(busy)] == ["2.00 s", "~3.00 s"]
+
+
+def test_what_did_not_end_says_why() -> None:
+    plain, other = Run("conv7x7", (1, 3, 64, 64), "plain"), Run("conv7x7", (1, 3, 64, 64), "checkpoint")
+    rows = summarise([Measured(plain, 0, ended="> 60 s"), replace(step(other), round=0)])
+    assert rows[0].time == "> 60 s"
+    assert (rows[1].ratio, rows[1].live_ratio) == (None, None)
+
+
+def test_figures_go_into_their_places(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "a\n<!-- figure: one: by a command -->\nold\n<!-- /figure -->\nb\n<!-- figure: two -->\n<!-- /figure -->\n"
+    )
+    fill(page, "one", "new\\1\n")
+    fill(page, "one", "newer\n")
+    assert page.read_text().startswith("a\n<!-- figure: one: by a command -->\n\nnewer\n\n<!-- /figure -->\nb\n")
+    with pytest.raises(ValueError, match="three"):
+        fill(page, "three", "")

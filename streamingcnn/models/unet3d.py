@@ -1,0 +1,96 @@
+"""A 3-D U-Net of the plain kind: what most volumes are segmented with, and what runs out of memory first.
+
+             x                                  logits
+             |                                    ^
+level 0   encoder.0 --------- skip ---------> decoder.0       2 convolutions 3x3x3 each
+             | max-pool 2            up.0 (x2)   ^
+level 1   encoder.1 --------- skip ---------> decoder.1
+             | pool.1                up.1 (x2)   ^
+level 2   encoder.2 -----------------------------+
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["UNet3D"]
+
+_NORMS = ("none", "batch", "instance", "group")
+
+
+class UNet3D(nn.Module):
+    """Encoder and decoder over a volume with skips between them: one logit map per output channel.
+
+    >>> net = UNet3D(in_channels=1, out_channels=2, levels=3, filters=4)
+    >>> net(torch.zeros(1, 1, 16, 20, 24)).shape
+    torch.Size([1, 2, 16, 20, 24])
+
+    `levels` counts the resolutions (3 levels: full, half, quarter), `filters` the channels of the first,
+    doubled at each next. Every level has two 3x3x3 convolutions, each followed by the normalisation that
+    `norm` names ("none", "batch", "instance", or "group" with 8 channels to a group) and LeakyReLU(0.1).
+    Input: (N, in_channels, D, H, W), each extent a multiple of 2^(levels - 1); a ValueError says otherwise
+    what to pad to.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        out_channels: int = 2,
+        *,
+        levels: int = 4,
+        filters: int = 16,
+        norm: str = "none",
+    ) -> None:
+        super().__init__()
+        if levels < 1:
+            raise ValueError(f"levels={levels}: a U-Net has at least one level")
+        if norm not in _NORMS:
+            raise ValueError(f"norm={norm!r}: must be one of {', '.join(map(repr, _NORMS))}")
+        widths = [filters * 2**level for level in range(levels)]
+        self.encoder = nn.ModuleList(
+            _double_conv(before, width, norm) for before, width in pairwise([in_channels, *widths])
+        )
+        self.pool = nn.ModuleList(nn.MaxPool3d(2) for _ in widths[1:])
+        self.up = nn.ModuleList(nn.ConvTranspose3d(below, width, 2, stride=2) for width, below in pairwise(widths))
+        self.decoder = nn.ModuleList(_double_conv(2 * width, width, norm) for width in widths[:-1])
+        self.head = nn.Conv3d(filters, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        step = 2 ** (len(self.encoder) - 1)
+        if any(extent % step for extent in x.shape[2:]):
+            given, needed = tuple(x.shape[2:]), tuple(-(-extent // step) * step for extent in x.shape[2:])
+            raise ValueError(
+                f"UNet3D with {len(self.encoder)} levels needs extents that are multiples of {step}; "
+                f"got {given}; pad the volume to {needed}"
+            )
+        skips = []
+        for level, block in enumerate(self.encoder):
+            x = block(self.pool[level - 1](x) if level else x)
+            skips.append(x)
+        for level in reversed(range(len(self.decoder))):
+            x = torch.cat([skips[level], self.up[level](x)], dim=1)
+            x = self.decoder[level](x)
+        logits: Tensor = self.head(x)
+        return logits
+
+
+def _double_conv(channels_in: int, channels_out: int, norm: str) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for channels in (channels_in, channels_out):
+        layers.append(nn.Conv3d(channels, channels_out, 3, padding=1))
+        layers.extend(_norm(norm, channels_out))
+        layers.append(nn.LeakyReLU(0.1, inplace=True))
+    return nn.Sequential(*layers)
+
+
+def _norm(name: str, channels: int) -> list[nn.Module]:
+    if name == "batch":
+        return [nn.BatchNorm3d(channels)]
+    if name == "instance":
+        return [nn.InstanceNorm3d(channels, affine=True)]
+    if name == "group":
+        return [nn.GroupNorm(max(1, channels // 8), channels)]
+    return []
