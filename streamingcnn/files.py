@@ -1,0 +1,86 @@
+"""Files and folders that are whole or absent.
+
+A disk that fills up, a folder without permission or a Ctrl-C in the middle must not leave half a slide that
+the next run takes for a whole one. So everything is written beside its final place under another name, and
+renamed when it is complete; on an error the unfinished part is removed and the message says what to do.
+
+    out/.slides.4711.partial/...      while writing
+    out/slides/...                    after the rename, which is one step for the file system
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from streamingcnn.memory import format_bytes
+
+__all__ = ["whole_file", "whole_folder"]
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """The path to write to; the file appears at ``path`` when the block ends without an error.
+
+    Example::
+
+        with whole_file(Path("report.html")) as partial:
+            partial.write_text("...")
+
+    Raises:
+        OSError: it could not be written; nothing is left behind, an older file at ``path`` stays.
+    """
+    partial = _partial(path)
+    try:
+        yield partial
+        os.replace(partial, path)
+    except OSError as error:
+        raise _explained(error, path) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """The folder to fill; it appears at ``path`` when the block ends without an error.
+
+    Example::
+
+        with whole_folder(Path("slides")) as partial:
+            (partial / "labels.csv").write_text("...")
+
+    An older folder at ``path`` is replaced; parents are made where missing.
+
+    Raises:
+        OSError: it could not be written; nothing is left behind, an older folder at ``path`` stays.
+    """
+    partial, older = _partial(path), path.with_name(f".{path.name}.{os.getpid()}.older")
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        if path.exists():
+            os.replace(path, older)
+        os.replace(partial, path)
+    except OSError as error:
+        raise _explained(error, path) from error
+    finally:
+        for leftover in (partial, older):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+
+
+def _explained(error: OSError, path: Path) -> OSError:
+    """The same error with the free space of the disk and the way out in its message."""
+    reason = error.strerror or str(error)
+    if error.errno is None:
+        return OSError(f"could not write {path}: {reason}")
+    folder = next((parent for parent in path.absolute().parents if parent.exists()), Path("/"))
+    free = format_bytes(shutil.disk_usage(folder).free)
+    advice = f"{free} free in {folder}; nothing half-written was left; free some space or choose another folder"
+    return OSError(error.errno, f"could not write: {reason} ({advice})", str(path))
