@@ -92,6 +92,10 @@ def _mark_no_grad_regions(graph_module: torch.fx.GraphModule) -> None:
     graph_module.recompile()
 
 
+#: Functions of torch's own, which capture goes through: of its tracing, and of custom operations.
+INTERNAL = ("torch._functorch", "torch._dynamo", "torch._export", "torch.fx", "torch._library")
+
+
 class _Watch:
     """Sees ``torch.autograd.Function.apply`` during capture: export would keep only its forward."""
 
@@ -105,7 +109,7 @@ class _Watch:
         watch = self
 
         def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
-            if not cls.__module__.startswith(("torch._functorch", "torch._dynamo", "torch._export", "torch.fx")):
+            if not cls.__module__.startswith(INTERNAL) and not cls.__name__.startswith("GeneratedBackwardFor"):
                 watch.report(cls)
             return original.__get__(None, cls)(*args, **kwargs)
 

@@ -156,7 +156,7 @@ def check(
     args, kwargs = materialise(sized, dtype=dtype, device=device, seed=seed)
 
     plain, copied = _copy(module, dtype), _copy(module, dtype)
-    streamed = StreamingModule(copied, tile=tile, **({} if stored is None else {"stored": stored}))
+    streamed = StreamingModule(copied, tile=tile, stored=stored)
     step, streamed_cost = _measured(streamed, args, kwargs, seed)
     reference, plain_cost = _measured(plain, args, kwargs, seed, same_noise(streamed))
     shapes = ", ".join("x".join(map(str, tensor.shape)) for tensor in tensors_of((args, kwargs)).values())

@@ -162,7 +162,7 @@ class _SameNoise(TorchFunctionMode):
     def __enter__(self) -> _SameNoise:
         # The streamed forward drew its seed first; what follows in torch's generator is then the same.
         torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64)
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __torch_function__(

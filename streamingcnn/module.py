@@ -16,6 +16,7 @@ from .graph import Given, Graph
 from .ops.rule import Value
 from .plan.plan import Plan, check_tile, make_plan
 from .plan.search import parse_bytes
+from .probe import refuse_early
 from .stream import Job, Runner, StreamFunction, requiring
 
 Made = TypeVar("Made")
@@ -48,8 +49,8 @@ class StreamingModule(nn.Module):
             or ``keep``.
 
     Raises:
-        UnsupportedModuleError: at the first call (or ``plan``) with a shape, if something in the module cannot be
-            streamed exactly; all problems are listed.
+        UnsupportedModuleError: something in the module cannot be streamed exactly; all problems are listed. What
+            shows only with an image (control flow that depends on its size, say) is refused at the first call.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class StreamingModule(nn.Module):
         super().__init__()
         if tile is not None:
             check_tile(tile)
+        refuse_early(module)
         # The wrapped module is no submodule of this one: both share the same dicts, so no name changes.
         self.__dict__["module"] = module
         for shared in _SHARED:

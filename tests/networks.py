@@ -105,9 +105,7 @@ def tied() -> nn.Module:
 
 
 def frozen() -> nn.Module:
-    module = rows(
-        nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 2, 3)
-    )
+    module = rows(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 2, 3))
     module[0].requires_grad_(False)
     module[1].requires_grad_(False).eval()
     module[3].bias.requires_grad_(False)
@@ -154,6 +152,27 @@ def pyramid(net: Net, x: Tensor) -> dict[str, Any]:
     middle = torch.tanh(net.b(fine))
     coarse = net.c(middle)
     return {"maps": [fine, (middle, coarse)], "score": coarse.mean((2, 3))}
+
+
+def attention(net: Net, x: Tensor) -> Tensor:
+    """Self-attention over all pixels of a coarse map, as in a transformer's stage."""
+    features = net.down(x)
+    tokens = features.flatten(2).transpose(1, 2)
+    tokens = tokens + net.attend(tokens, tokens, tokens, need_weights=False)[0]
+    return net.out(tokens.transpose(1, 2).reshape(features.shape))
+
+
+def fourier(net: Net, x: Tensor) -> Tensor:
+    """A layer of a Fourier neural operator: a low-pass filter of the whole map."""
+    spectrum = torch.fft.rfft2(net.a(x))
+    return net.b(torch.fft.irfft2(spectrum * net.gain, s=x.shape[2:]))
+
+
+def transformer(net: Net, x: Tensor) -> Tensor:
+    """A spatial transformer: where a pixel comes from depends on the whole image."""
+    theta = net.fc(x.mean((2, 3))).view(-1, 2, 3)
+    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+    return net.conv(F.grid_sample(net.first(x), grid, align_corners=False))
 
 
 def loss_inside(net: Net, x: Tensor, *, target: Tensor) -> Tensor:
@@ -219,9 +238,7 @@ NETWORKS = [
     ),
     Network(
         "stem",
-        lambda: rows(
-            nn.Conv2d(3, 4, 7, 2, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(3, 2, 1)
-        ),
+        lambda: rows(nn.Conv2d(3, 4, 7, 2, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(3, 2, 1)),
         train=False,
     ),
     # Dilated, grouped, even kernels, 'same': other windows, one formula.
@@ -278,9 +295,7 @@ NETWORKS = [
     ),
     Network(
         "conv_circular_1d_same",
-        lambda: rows(
-            nn.Conv1d(3, 4, 4, padding="same", padding_mode="circular"), nn.Tanh(), nn.Conv1d(4, 2, 3)
-        ),
+        lambda: rows(nn.Conv1d(3, 4, 4, padding="same", padding_mode="circular"), nn.Tanh(), nn.Conv1d(4, 2, 3)),
         LINE,
     ),
     Network(
@@ -295,16 +310,12 @@ NETWORKS = [
     Network("pad_negative", padded(-2, 1, 3, -4)),
     Network(
         "pad_zero_then_pool",
-        lambda: rows(
-            nn.ZeroPad2d((0, 1, 1, 0)), nn.Conv2d(3, 4, 3), nn.ReflectionPad2d(2), nn.AvgPool2d(3, 2)
-        ),
+        lambda: rows(nn.ZeroPad2d((0, 1, 1, 0)), nn.Conv2d(3, 4, 3), nn.ReflectionPad2d(2), nn.AvgPool2d(3, 2)),
     ),
     # Pools, with every option.
     Network("max_pool", between(lambda: nn.MaxPool2d(3, stride=2, padding=1))),
     Network("max_pool_ceil", between(lambda: nn.MaxPool2d((3, 2), stride=(2, 3), ceil_mode=True))),
-    Network(
-        "max_pool_dilated", between(lambda: nn.MaxPool2d(3, stride=2, padding=1, dilation=3, ceil_mode=True))
-    ),
+    Network("max_pool_dilated", between(lambda: nn.MaxPool2d(3, stride=2, padding=1, dilation=3, ceil_mode=True))),
     Network("avg_pool", between(lambda: nn.AvgPool2d(3, stride=2, padding=1))),
     Network("avg_pool_ceil", between(lambda: nn.AvgPool2d(4, stride=3, padding=2, ceil_mode=True))),
     Network(
@@ -318,9 +329,7 @@ NETWORKS = [
     Network("avg_pool_divisor", between(lambda: nn.AvgPool2d(3, stride=1, divisor_override=4))),
     Network(
         "pools_1d",
-        lambda: rows(
-            nn.Conv1d(3, 4, 3), nn.MaxPool1d(3, 2, ceil_mode=True), nn.Conv1d(4, 4, 3), nn.AvgPool1d(2, 1, 1)
-        ),
+        lambda: rows(nn.Conv1d(3, 4, 3), nn.MaxPool1d(3, 2, ceil_mode=True), nn.Conv1d(4, 4, 3), nn.AvgPool1d(2, 1, 1)),
         LINE,
     ),
     Network(
@@ -360,9 +369,7 @@ NETWORKS = [
     ),
     Network(
         "transposed_3d",
-        lambda: rows(
-            nn.Conv3d(2, 3, 3, 2, 1), nn.Tanh(), nn.ConvTranspose3d(3, 2, 3, 2, 1, output_padding=1)
-        ),
+        lambda: rows(nn.Conv3d(2, 3, 3, 2, 1), nn.Tanh(), nn.ConvTranspose3d(3, 2, 3, 2, 1, output_padding=1)),
         VOLUME,
     ),
     # Interpolation: ATen's own arithmetic, at scales that are no whole numbers too.
@@ -425,28 +432,23 @@ NETWORKS = [
     Network("log_softmax_of_channels", between(lambda: nn.LogSoftmax(1))),
     Network(
         "channel_arithmetic",
-        between(
-            lambda: Net(lambda net, x: x / (1 + x.square().sum(1, keepdim=True).sqrt()) - x.clamp(-1, 0.5))
-        ),
+        between(lambda: Net(lambda net, x: x / (1 + x.square().sum(1, keepdim=True).sqrt()) - x.clamp(-1, 0.5))),
     ),
     Network(
         "where_and_maximum",
         between(lambda: Net(lambda net, x: torch.where(x > 0, x.sin(), torch.maximum(x, -x * 0.3)) ** 2)),
     ),
+    Network("casts", between(lambda: Net(lambda net, x: x.float().double() * 2 + x.to(torch.float64)))),
     # Channels: split, joined, moved, maxed.
     Network(
         "chunk_split_cat",
         between(
-            lambda: Net(
-                lambda net, x: torch.cat([*x.split([1, 3], 1)[::-1], x.chunk(2, 1)[1], x[:, 1:2]], 1)
-            ),
+            lambda: Net(lambda net, x: torch.cat([*x.split([1, 3], 1)[::-1], x.chunk(2, 1)[1], x[:, 1:2]], 1)),
             channels=7,
         ),
     ),
     Network("maxout", between(lambda: Net(lambda net, x: x.unflatten(1, (2, 2)).amax(2)), channels=2)),
-    Network(
-        "channel_shuffle", lambda: rows(nn.Conv2d(3, 6, 3, padding=1), ShuffleUnit(6), nn.Conv2d(6, 2, 3))
-    ),
+    Network("channel_shuffle", lambda: rows(nn.Conv2d(3, 6, 3, padding=1), ShuffleUnit(6), nn.Conv2d(6, 2, 3))),
     Network(
         "linear_of_channels",
         between(lambda: Net(lambda net, x: net.fc(x.movedim(1, -1)).movedim(-1, 1), fc=nn.Linear(4, 4))),
@@ -465,9 +467,7 @@ NETWORKS = [
     Network("dense", lambda: rows(Dense(3, 2, 3), nn.AvgPool2d(2), Dense(9, 2, 2))),
     Network("inception", lambda: rows(Inception(3), nn.MaxPool2d(3, 2, ceil_mode=True), Inception(9))),
     Network("convnext", lambda: rows(nn.Conv2d(3, 4, 4, 4), ConvNeXt(4), nn.Conv2d(4, 6, 2, 2), ConvNeXt(6))),
-    Network(
-        "squeeze_excite", lambda: rows(nn.Conv2d(3, 4, 3, padding=1), SqueezeExcite(4), nn.Conv2d(4, 2, 3))
-    ),
+    Network("squeeze_excite", lambda: rows(nn.Conv2d(3, 4, 3, padding=1), SqueezeExcite(4), nn.Conv2d(4, 2, 3))),
     Network("mobilenet", lambda: rows(nn.Conv2d(3, 4, 3, 2, 1), InvertedResidual(4), InvertedResidual(4))),
     Network("attention_gate", lambda: rows(nn.Conv2d(3, 1, 3), AttentionGate())),
     # Encoder and decoder: the deepest level sees far, the skips carry the borders.
@@ -486,9 +486,7 @@ NETWORKS = [
         between(lambda: nn.BatchNorm2d(4, track_running_stats=False)),
         train=False,
     ),
-    Network(
-        "batch_norm_plain_scale", between(lambda: nn.BatchNorm2d(4, affine=False, eps=0.1, momentum=0.9))
-    ),
+    Network("batch_norm_plain_scale", between(lambda: nn.BatchNorm2d(4, affine=False, eps=0.1, momentum=0.9))),
     Network("batch_norm_of_input", lambda: rows(nn.BatchNorm2d(3), nn.Conv2d(3, 2, 3, 2))),
     Network(
         "batch_norm_1d",
@@ -504,9 +502,7 @@ NETWORKS = [
     Network("group_norm", between(lambda: nn.GroupNorm(2, 4))),
     Network("group_norm_of_all", between(lambda: nn.GroupNorm(1, 4, affine=False))),
     Network("instance_norm", between(lambda: nn.InstanceNorm2d(4, affine=True))),
-    Network(
-        "instance_norm_tracked", between(lambda: nn.InstanceNorm2d(4, affine=True, track_running_stats=True))
-    ),
+    Network("instance_norm_tracked", between(lambda: nn.InstanceNorm2d(4, affine=True, track_running_stats=True))),
     Network(
         "instance_norm_tracked_eval",
         between(lambda: nn.InstanceNorm2d(4, track_running_stats=True)),
@@ -520,9 +516,7 @@ NETWORKS = [
     # Weights that are computed: once per forward, and the gradient goes through the computation.
     Network(
         "weight_norm",
-        lambda: rows(
-            weight_norm(nn.Conv2d(3, 4, 3)), nn.Tanh(), weight_norm(nn.ConvTranspose2d(4, 2, 2, 2), dim=1)
-        ),
+        lambda: rows(weight_norm(nn.Conv2d(3, 4, 3)), nn.Tanh(), weight_norm(nn.ConvTranspose2d(4, 2, 2, 2), dim=1)),
     ),
     Network(
         "spectral_norm",
@@ -531,9 +525,7 @@ NETWORKS = [
     Network("spectral_norm_eval", lambda: rows(spectral_norm(nn.Conv2d(3, 4, 3)), nn.Tanh()), train=False),
     Network(
         "standardised_weights",
-        lambda: rows(
-            StandardisedConv(3, 4, 3, padding=1), nn.GroupNorm(2, 4), nn.ReLU(), StandardisedConv(4, 2, 3)
-        ),
+        lambda: rows(StandardisedConv(3, 4, 3, padding=1), nn.GroupNorm(2, 4), nn.ReLU(), StandardisedConv(4, 2, 3)),
     ),
     # Noise.
     Network(
@@ -574,9 +566,7 @@ NETWORKS = [
     Network("log_sum_exp", whole(lambda: Net(lambda net, x: torch.logsumexp(x, (2, 3))))),
     Network(
         "top_of_map",
-        whole(
-            lambda: Net(lambda net, x: net.c(x).flatten(1).topk(5, 1).values.mean(1), c=nn.Conv2d(8, 1, 1))
-        ),
+        whole(lambda: Net(lambda net, x: net.c(x).flatten(1).topk(5, 1).values.mean(1), c=nn.Conv2d(8, 1, 1))),
     ),
     Network(
         "attention_pool",
@@ -607,6 +597,31 @@ NETWORKS = [
         lambda: Net(loss_inside, a=nn.Conv2d(3, 4, 3, padding=1), b=nn.Conv2d(4, 2, 3, padding=1)),
         more=lambda batch: {"target": torch.randn(batch, 2, 37, 45, dtype=torch.float64)},
     ),
+    # Operations that need the whole map and keep it a map: they run plainly on what is stored.
+    Network(
+        "attention",
+        lambda: Net(
+            attention,
+            down=nn.Conv2d(3, 4, 4, 4),
+            attend=nn.MultiheadAttention(4, 2, batch_first=True),
+            out=nn.Conv2d(4, 2, 3),
+        ),
+    ),
+    Network(
+        "fourier",
+        lambda: Net(
+            fourier, a=nn.Conv2d(3, 3, 3, padding=1), b=nn.Conv2d(3, 2, 3), gain=nn.Parameter(torch.randn(3, 1, 1))
+        ),
+    ),
+    Network(
+        "spatial_transformer",
+        lambda: Net(transformer, first=nn.Conv2d(3, 3, 3, padding=1), fc=nn.Linear(3, 6), conv=nn.Conv2d(3, 2, 3)),
+    ),
+    Network("flip_and_roll", between(lambda: Net(lambda net, x: x.flip(3) + x.roll((2, -5), (2, 3))))),
+    Network("cumulative_sum", between(lambda: Net(lambda net, x: x.cumsum(2) / 10))),
+    Network("softmax_of_space", between(lambda: Net(lambda net, x: x * x.softmax(3)))),
+    Network("norm_of_space", between(lambda: Net(lambda net, x: F.normalize(x, dim=(2, 3))))),
+    Network("layer_norm_of_space", between(lambda: nn.LayerNorm((37, 45)))),
     # Inputs and results that are more than one tensor.
     Network(
         "pyramid",
@@ -620,6 +635,11 @@ NETWORKS = [
             "mask": torch.rand(batch, 1, 37, 45, dtype=torch.float64),
         },
     ),
+    Network(
+        "labels_too",
+        lambda: Net(lambda net, x: (lambda y: (y, y.argmax(1), y > 0, y.max(1)))(net.a(x)), a=nn.Conv2d(3, 4, 3)),
+    ),
+    Network("same_result_twice", lambda: Net(lambda net, x: (lambda y: (y, [y]))(net.a(x)), a=nn.Conv2d(3, 4, 3))),
     Network("input_returned", lambda: Net(lambda net, x: (net.a(x), x), a=nn.Conv2d(3, 4, 3))),
     Network(
         "coarse_side_input",
@@ -662,9 +682,7 @@ NETWORKS = [
     Network("positions", lambda: Net(positions, conv=nn.Conv2d(3, 4, 3, padding=1))),
     Network(
         "no_grad_branch",
-        lambda: Net(
-            no_grad_branch, a=nn.Conv2d(3, 4, 3), b=nn.Conv2d(4, 1, 3, padding=1), c=nn.Conv2d(4, 2, 3)
-        ),
+        lambda: Net(no_grad_branch, a=nn.Conv2d(3, 4, 3), b=nn.Conv2d(4, 1, 3, padding=1), c=nn.Conv2d(4, 2, 3)),
     ),
     Network("detached", between(lambda: Net(lambda net, x: x * x.detach().sigmoid()))),
     Network("own_autocast", lambda: Net(own_autocast, a=nn.Conv2d(3, 4, 3), b=nn.Conv2d(4, 2, 3, 2))),

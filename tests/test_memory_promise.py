@@ -22,12 +22,20 @@ def streamed() -> StreamingModule:
 
 
 def peak(net: nn.Module, size: int) -> int:
-    """Count the live bytes at the peak of one forward and backward, beside parameters and image."""
+    """Count the live bytes at the peak of one forward and backward, beside parameters and image.
+
+    Python's collector is off: a tensor in a reference cycle would outlive its use, and must show.
+    """
     x = torch.rand(1, 3, size, size)
+    net.zero_grad(set_to_none=True)
     gc.collect()
-    live = LiveBytes()
-    with live:
-        net(x).mean().backward()
+    gc.disable()
+    try:
+        live = LiveBytes()
+        with live:
+            net(x).mean().backward()
+    finally:
+        gc.enable()
     return live.peak
 
 
@@ -65,13 +73,18 @@ def test_plain_bytes_are_those_of_a_real_run() -> None:
     assert abs(plain_bytes(module, x) - live.peak) <= 0.01 * live.peak
 
 
-def test_no_gradient_needs_less() -> None:
+def test_peak_is_the_same_in_every_step() -> None:
+    net = streamed()
+    assert peak(net, 512) == peak(net, 512)
+
+
+def test_forward_without_gradient_frees_each_map_at_its_last_reader() -> None:
     net = streamed()
     x = torch.rand(1, 3, 1024, 1024)
     live = LiveBytes()
     with live, torch.no_grad():
         net(x)
-    assert live.peak < 0.7 * stored_bytes(1024)
+    assert live.peak < 0.6 * stored_bytes(1024)
 
 
 def test_nothing_lives_on_after_a_step() -> None:

@@ -14,8 +14,8 @@ class LogitMap(nn.Conv2d):
     >>> LogitMap(64)(torch.randn(2, 64, 8, 8)).shape
     torch.Size([2, 1, 8, 8])
 
-    A random head has an opinion on every slide, and training spends its first epochs on unlearning it; a
-    head of zeros starts from even odds, and lesions are found some four epochs sooner.
+    A random head has an opinion on every slide, which ten times the mean logit makes loud, and training begins
+    with unlearning it. A head of zeros begins with even odds.
     """
 
     def __init__(self, channels: int) -> None:
