@@ -158,8 +158,8 @@ class GraphBuilder:
         self.nodes[value.name] = Local(value, rule, call.layer, op_name(call.target))
         return value
 
-    def reduce(self, call: Call, reduction: Reduction) -> Value:
-        value = Value(self._name(call), call.shape, call.dtype)
+    def reduce(self, call: Call, reduction: Reduction, shape: tuple[int, ...]) -> Value:
+        value = Value(self._name(call), shape, call.dtype)
         self.nodes[value.name] = Reduced(value, reduction, call.layer, op_name(call.target))
         return value
 

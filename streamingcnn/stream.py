@@ -28,17 +28,20 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from .boxes import Box, Region, full, relative
+from .boxes import Box, Region, relative
 from .errors import DoubleBackwardError
 from .graph import Given, Graph, Plain, uses
 from .maps import DenseMap, Gradients
 from .ops.rule import Read, Tile, Value, along, replace_values
 from .plan.stages import Globals, Program, Stage
+
+if TYPE_CHECKING:
+    from .ops.reductions import Reduction
 
 Held = dict[tuple[str, Box], Tensor]
 
@@ -60,15 +63,20 @@ def assemble(read: Read, region: Region, sources: tuple[Box, ...] | None, held: 
     return part(0, ())
 
 
-def run_tile(program: Program, held: Held, get: Callable[[Any], Any], target: Value) -> Tensor:
-    """Run a tile's steps; ``held`` comes with the boxes it reads, dead values are dropped on the way."""
+def run_tile(program: Program, held: Held, get: Callable[[Any], Any], target: Value, ghost: bool = False) -> Tensor:
+    """Run a tile's steps; ``held`` comes with the boxes it reads, dead values are dropped on the way.
+
+    With ``ghost`` the last step may leave its values out, and give a result that only differentiates.
+    """
+    last = program.steps[-1] if program.steps else None
     for step, dead in zip(program.steps, program.dead, strict=True):
         rule = step.node.rule
         inputs = tuple(
             assemble(read, region, sources, held)
             for read, region, sources in zip(rule.reads, step.regions, step.sources, strict=True)
         )
-        held[step.node.value.name, step.box] = rule.compute(Tile(step.box, inputs, step.regions, get))
+        compute = rule.ghost if ghost and step is last and rule.ghost is not None else rule.compute
+        held[step.node.value.name, step.box] = compute(Tile(step.box, inputs, step.regions, get))
         del inputs
         for key in dead:
             del held[key]
@@ -87,8 +95,8 @@ def requiring(graph: Graph, given: set[str]) -> frozenset[str]:
 
 
 @dataclass
-class KeptTile:
-    """A tile whose autograd graph waits for backward."""
+class RunTile:
+    """A tile that was run: what it read, and its result, which may hold an autograd graph."""
 
     reads: list[tuple[Value, Box, Tensor]]
     result: Tensor
@@ -101,7 +109,7 @@ class Record:
     maps: dict[str, DenseMap] = field(default_factory=dict)
     env: dict[str, Any] = field(default_factory=dict)
     groups: dict[Globals, tuple[dict[str, Tensor], dict[str, Tensor]]] = field(default_factory=dict)
-    kept: dict[Stage, tuple[dict[str, Tensor], dict[Box, KeptTile]]] = field(default_factory=dict)
+    kept: dict[Stage, tuple[dict[str, Tensor], dict[Box, RunTile]]] = field(default_factory=dict)
     versions: dict[str, int] = field(default_factory=dict)
 
 
@@ -130,11 +138,11 @@ class Runner:
             )
         )
         self.used_after = [self._reads_of(step) for step in self.steps]
-        self.read_in_backward = {
-            value.name
-            for step in self.steps
-            if isinstance(step, Stage) and self._trains(step)
-            for value in step.frontier
+        trained = [step for step in self.steps if isinstance(step, Stage) and self._trains(step)]
+        trained = [step for step in self.steps if isinstance(step, Stage) and self._trains(step)]
+        # The gradient of statistics needs the map's own values, which a ghost leaves out.
+        self.read_in_backward = {value.name for step in trained for value in step.frontier} | {
+            step.target.name for step in trained if step.reductions
         }
 
     def _reads_of(self, step: Stage | Globals) -> set[str]:
@@ -200,32 +208,40 @@ class Runner:
         sides = self._aliases(stage, env) if keep else {}
         made = DenseMap(stage.target) if stage.stored else None
         states: list[Any] = [None] * len(stage.reductions)
-        kept: dict[Box, KeptTile] = {}
+        kept: dict[Box, RunTile] = {}
         for box in stage.boxes():
-            program = stage.program(box)
-            with torch.set_grad_enabled(keep):
-                reads = [
-                    (v, b, self._leaf(maps[v.name].read(b), v) if keep else maps[v.name].read(b))
-                    for v, b in program.reads
-                ]
-                held = {(value.name, part): tensor for value, part, tensor in reads}
-                tile = run_tile(program, held, _getter(env, sides), stage.target)
-            del held
+            done = self._forward_tile(stage, box, env, maps, sides, keep)
             if keep:
-                kept[box] = KeptTile(reads, tile)
-                tile = tile.detach()
-            del reads
+                kept[box] = done
+            tile = done.result.detach()
             for i, reduced in enumerate(stage.reductions):
                 partial = reduced.reduction.partial(tile)
                 states[i] = partial if states[i] is None else reduced.reduction.merge(states[i], partial)
             if made is not None:
                 made.write(box, tile)
+            del done, tile  # or they would live on while the next tile is computed
         if made is not None:
             maps[stage.target.name] = made
         if keep and record is not None:
             record.kept[stage] = (sides, kept)
         for reduced, state in zip(stage.reductions, states, strict=True):
             env[reduced.value.name] = reduced.reduction.finish(state)
+
+    def _forward_tile(
+        self,
+        stage: Stage,
+        box: Box,
+        env: dict[str, Any],
+        maps: dict[str, DenseMap],
+        sides: dict[str, Any],
+        keep: bool,
+    ) -> RunTile:
+        program = stage.program(box)
+        with torch.set_grad_enabled(keep):
+            parts = [(v, b, maps[v.name].read(b)) for v, b in program.reads]
+            reads = [(v, b, self._leaf(part, v)) for v, b, part in parts] if keep else parts
+            held = {(v.name, b): tensor for v, b, tensor in reads}
+            return RunTile(reads, run_tile(program, held, _getter(env, sides), stage.target))
 
     def _forward_globals(
         self, group: Globals, env: dict[str, Any], maps: dict[str, DenseMap], record: Record | None
@@ -306,53 +322,76 @@ class Runner:
             for reduced in stage.reductions
             if (gradient := gradients.pop(reduced.value)) is not None
         ]
-        if (of_map is None and not of_sums) or not self._trains_target(stage):
+        if (of_map is None and not of_sums) or stage.target.name not in self.needs:
             return
+        pull = Pull(stage.target, of_map, of_sums, record.maps.get(stage.target.name))
         if not stage.nodes:
             # A reduction of an input or of a plainly made map: its gradient goes straight to that map.
             for box in stage.boxes():
-                tile = record.maps[stage.target.name].read(box)
-                for reduction, result, gradient in of_sums:
-                    gradients.add_box(stage.target, box, reduction.pull(tile, result, gradient).expand_as(tile))
-            if of_map is not None:
-                gradients.add_box(stage.target, full(stage.target.extents), of_map(full(stage.target.extents)))
+                gradients.add_box(stage.target, box, pull.at(box, record.maps[stage.target.name].read(box)))
             return
         sides, kept = record.kept.get(stage) or (self._aliases(stage, record.env), {})
-        inputs_of_sides = [(v, sides[v.name]) for v in stage.side if v.name in self.needs]
         for box in stage.boxes():
-            if box in kept:
-                reads, tile = kept[box].reads, kept[box].result
-                if not retain:
-                    del kept[box]
-            else:
-                program = stage.program(box)
-                with torch.enable_grad():
-                    reads = [(v, b, self._leaf(record.maps[v.name].read(b), v)) for v, b in program.reads]
-                    held = {(v.name, b): tensor for v, b, tensor in reads}
-                    tile = run_tile(program, held, _getter(record.env, sides), stage.target)
-                del held
-            if not tile.requires_grad:
-                continue
-            gradient = None if of_map is None else of_map(box)
-            for reduction, result, of_sum in of_sums:
-                pulled_sum = reduction.pull(tile.detach(), result, of_sum)
-                gradient = pulled_sum.expand_as(tile) if gradient is None else gradient + pulled_sum
-            leaves = [(v, b, t) for v, b, t in reads if t.requires_grad]
-            pulled = torch.autograd.grad(
-                tile,
-                [t for _, _, t in leaves] + [t for _, t in inputs_of_sides],
-                gradient,
-                retain_graph=retain and box in kept,
-                allow_unused=True,
-            )
-            del tile, reads
-            for (value, part, _), one in zip(leaves, pulled, strict=False):
-                gradients.add_box(value, part, one)
-            for (value, _), one in zip(inputs_of_sides, pulled[len(leaves) :], strict=True):
-                gradients.add(value, one)
+            tile = kept.get(box) or self._recomputed(stage, box, record, sides)
+            if not retain:
+                kept.pop(box, None)
+            self._backward_tile(stage, box, tile, pull, sides, gradients, retain and box in kept)
+            del tile  # or it would live on while the next one is computed
 
-    def _trains_target(self, stage: Stage) -> bool:
-        return stage.target.name in self.needs
+    def _recomputed(self, stage: Stage, box: Box, record: Record, sides: dict[str, Any]) -> RunTile:
+        program = stage.program(box)
+        with torch.enable_grad():
+            reads = [(v, b, self._leaf(record.maps[v.name].read(b), v)) for v, b in program.reads]
+            held = {(v.name, b): tensor for v, b, tensor in reads}
+            # Backward can do without the values of the target, unless sums over them need them and no map has them.
+            ghost = stage.stored or not stage.reductions
+            return RunTile(reads, run_tile(program, held, _getter(record.env, sides), stage.target, ghost))
+
+    def _backward_tile(
+        self,
+        stage: Stage,
+        box: Box,
+        tile: RunTile,
+        pull: Pull,
+        sides: dict[str, Any],
+        gradients: Gradients,
+        retain: bool,
+    ) -> None:
+        if not tile.result.requires_grad:
+            return
+        leaves = [(v, b, t) for v, b, t in tile.reads if t.requires_grad]
+        trained = [(v, sides[v.name]) for v in stage.side if v.name in self.needs]
+        pulled = torch.autograd.grad(
+            tile.result,
+            [t for _, _, t in leaves] + [t for _, t in trained],
+            pull.at(box, tile.result),
+            retain_graph=retain,
+            allow_unused=True,
+        )
+        for (value, part, _), one in zip(leaves, pulled, strict=False):
+            gradients.add_box(value, part, one)
+        for (value, _), one in zip(trained, pulled[len(leaves) :], strict=True):
+            gradients.add(value, one)
+
+
+@dataclass
+class Pull:
+    """The gradient that arrives at a stage's target: of its map, and of the sums over it."""
+
+    target: Value
+    of_map: Callable[[Box], Tensor] | None
+    of_sums: list[tuple[Reduction, Tensor, Tensor]]
+    map: DenseMap | None
+
+    def at(self, box: Box, tile: Tensor) -> Tensor:
+        """The gradient at one tile."""
+        gradient = None if self.of_map is None else self.of_map(box)
+        values = tile.detach() if self.map is None else self.map.read(box)
+        for reduction, result, of_sum in self.of_sums:
+            pulled = reduction.pull(values, result, of_sum).expand_as(values)
+            gradient = pulled if gradient is None else gradient + pulled
+        assert gradient is not None
+        return gradient
 
 
 def run_plain(node: Plain, get: Callable[[Value], Any]) -> Any:

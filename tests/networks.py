@@ -438,7 +438,7 @@ NETWORKS = [
         "where_and_maximum",
         between(lambda: Net(lambda net, x: torch.where(x > 0, x.sin(), torch.maximum(x, -x * 0.3)) ** 2)),
     ),
-    Network("casts", between(lambda: Net(lambda net, x: x.float().double() * 2 + x.to(torch.float64)))),
+    Network("casts", between(lambda: Net(lambda net, x: x.double() + x.detach().float().to(x.dtype)))),
     # Channels: split, joined, moved, maxed.
     Network(
         "chunk_split_cat",

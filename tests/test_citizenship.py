@@ -70,9 +70,7 @@ def test_autograd_grad_of_some_parameters() -> None:
     plain, net = pair()
     x = image()
     found = [
-        torch.autograd.grad(
-            module(x).sum(), [module.get_parameter("0.weight"), module.get_parameter("5.bias")]
-        )
+        torch.autograd.grad(module(x).sum(), [module.get_parameter("0.weight"), module.get_parameter("5.bias")])
         for module in (plain, net)
     ]
     for a, b in zip(found[1], found[0], strict=True):
@@ -337,6 +335,22 @@ def test_channels_last() -> None:
 def test_input_in_any_layout(view: Callable[[Tensor], Tensor]) -> None:
     plain, net = pair()
     assert_same_step(plain, net, view(image()))
+
+
+def test_raw_pixels() -> None:
+    """An image of bytes, made into numbers by the network itself, tile by tile."""
+
+    class Raw(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = trunk()
+
+        def forward(self, pixels: Tensor) -> Tensor:
+            return self.body((pixels.double() / 255 - 0.5) / 0.25)
+
+    plain, net = pair(Raw)
+    pixels = torch.randint(0, 256, (2, 3, 45, 38), dtype=torch.uint8)
+    assert_same_step(plain, net, pixels)
 
 
 def test_other_sizes_one_after_the_other() -> None:

@@ -55,7 +55,10 @@ def affine(graph: GraphBuilder, call: Call, x: Value, scale: Value, shift: Value
     def compute(tile: Tile) -> Tensor:
         tensor = tile.inputs[0]
         assert tensor is not None
-        scaled: Tensor = tensor * tile.get(scale) + tile.get(shift)
+        factor, offset = tile.get(scale), tile.get(shift)
+        if tensor.dtype == factor.dtype:
+            return torch.addcmul(offset, tensor, factor)
+        scaled: Tensor = tensor * factor + offset
         return scaled.to(tensor.dtype)
 
     rule = Rule((Read(x, (Same(),) * len(x.extents)),), compute, x.axes or (), (scale, shift), work=60)
@@ -66,14 +69,14 @@ def _normalised(
     graph: GraphBuilder, call: Call, x: Value, moments: Moments, weight: Any, bias: Any, eps: float
 ) -> tuple[Value, Value]:
     """The normalised map and the statistics, stacked as [mean, variance]."""
-    stats = graph.reduce(call, moments)
+    stats = graph.reduce(call, moments, moments.shape)
     batch = 1 if moments.over_batch else x.shape[0]
     shape = [batch, x.shape[1], *[1] * len(x.extents)]
 
     def make(stats: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor]:
         return scale_and_shift(stats[0], stats[1], weight, bias, eps, shape)
 
-    pair = graph.plain(call, make, (stats, weight, bias))
+    pair = graph.plain(call, make, (stats, weight, bias), shape=tuple(shape))
     scale, shift = (graph.item(call, pair, k, tuple(shape)) for k in (0, 1))
     return affine(graph, call, x, scale, shift), stats
 
@@ -95,8 +98,8 @@ def _update_running(
         rate = momentum if counter is None else 1.0 / (int(counter) + 1)
         return (old + rate * (new - old)).to(old.dtype)
 
-    graph.mutate(mean, graph.plain(call, blend, (stats, mean, 0, live)))
-    graph.mutate(variance, graph.plain(call, blend, (stats, variance, 1, live)))
+    for which, old in enumerate((mean, variance)):
+        graph.mutate(old, graph.plain(call, blend, (stats, old, which, live), shape=old.shape))
 
 
 def _is_channel_map(x: Value) -> bool:

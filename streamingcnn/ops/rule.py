@@ -159,6 +159,9 @@ class Rule:
     cheap: bool = field(default=True)
     #: How many times slower than usual the operation runs on given regions, where that depends on their size.
     slowness: Callable[[tuple[Region, ...]], float] | None = None
+    #: The same as ``compute``, but only differentiable: its result has the right shape and no values. For an
+    #: operation whose gradient does not need its result, so that backward need not compute it again.
+    ghost: Callable[[Tile], Tensor] | None = None
 
 
 def same_everywhere(value: Value) -> Read:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ..boxes import Interval, Region, sizes
 from ..graph import GraphBuilder
@@ -78,20 +79,55 @@ def convolution(graph: GraphBuilder, call: Call) -> Lowered:
     )
     conv, groups = CONV[count], call["groups"]
 
-    def compute(tile: Tile) -> Tensor:
+    def run(tile: Tile, convolve: Callable[..., Tensor]) -> Tensor:
         tensor, w, b = tile.inputs[0], tile.get(weight), tile.get(bias)
         if tensor is None:
             return only_bias(x.shape[0], tile, w.shape[0], w, b)
         pads = missing(tile, windows)
         common = [min(pair) for pair in pads]
         tensor = pad_by(tensor, [(lo - c, hi - c) for (lo, hi), c in zip(pads, common, strict=True)], 0.0)
-        return conv(tensor, w, b, stride, common, dilation, groups)
+        return convolve(tensor, w, b, stride, common, dilation, groups)
+
+    def compute(tile: Tile) -> Tensor:
+        return run(tile, conv)
+
+    def ghost(tile: Tile) -> Tensor:
+        shape = (x.shape[0], weight.shape[0], *sizes(tile.box))
+        return run(tile, lambda *given: GhostConvolution.apply(shape, *given))  # type: ignore[no-untyped-call]
 
     work = prod(weight.shape[1:])
     on_cpu = graph.device.type == "cpu" and x.dtype == torch.float32
     slowness = _reference_kernel(x, kernel, groups) if on_cpu else None
-    rule = Rule((Read(x, windows),), compute, x.axes, globals_of(weight, bias), work, False, slowness)
+    rule = Rule((Read(x, windows),), compute, x.axes, globals_of(weight, bias), work, False, slowness, ghost)
     return graph.local(call, rule)
+
+
+class GhostConvolution(torch.autograd.Function):
+    """A convolution with a gradient and no result: its gradient needs the input and the weight alone."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        shape: tuple[int, ...],
+        tensor: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        *how: Any,
+    ) -> Tensor:
+        ctx.save_for_backward(tensor, weight)
+        ctx.how, ctx.bias_sizes = how, None if bias is None else list(bias.shape)
+        return tensor.new_empty(()).expand(shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        tensor, weight = ctx.saved_tensors
+        stride, padding, dilation, groups = ctx.how
+        needed = list(ctx.needs_input_grad[1:4])
+        pulled = aten.convolution_backward(
+            gradient, tensor, weight, ctx.bias_sizes, stride, padding, dilation, False, [0], groups, needed
+        )
+        return (None, *pulled, None, None, None, None)
 
 
 #: How much slower ATen's own convolution is than oneDNN's, by spatial axes (one thread; 3-D, 16 channels: 6
@@ -204,7 +240,7 @@ def avg_pool(graph: GraphBuilder, call: Call) -> Lowered:
         assert tensor is not None
         result = sums(pad_by(tensor, missing(tile, windows), 0.0))
         if divisor:
-            return result / divisor
+            return result.div(divisor)
         for axis, (window, (low, high)) in enumerate(zip(windows, tile.box, strict=True)):
             shape = [1] * len(windows)
             shape[axis] = -1

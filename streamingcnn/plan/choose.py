@@ -33,9 +33,10 @@ def tile_of(graph: Graph, value: Value, image_tile: Sequence[int]) -> tuple[int,
 
 
 def choose_tiles(
-    graph: Graph, stages: Iterable[Stage], image_tile: Sequence[int] | None, limit: int = TILE_BYTES
+    graph: Graph, stages: Iterable[Stage], image_tile: Sequence[int] | None, limit: int | None = None
 ) -> None:
     """Set each stage's tile: the one asked for, or the largest whose values fit in ``limit`` bytes."""
+    limit = usual_tile_bytes(graph) if limit is None else limit
     for stage in stages:
         if image_tile is not None:
             stage.tile = tile_of(graph, stage.target, image_tile)
@@ -43,6 +44,12 @@ def choose_tiles(
         shapes = {_fitted(stage, limit, thin) for thin in (1.0, 1.6, 2.5, 4.0)}
         # The least work; among equals the fewest tiles.
         stage.tile = min(shapes, key=lambda tile: _effort(stage, tile))
+
+
+def usual_tile_bytes(graph: Graph) -> int:
+    """``TILE_BYTES``, or less where the maps of a small image are themselves no larger."""
+    maps = sum(map_bytes(graph.nodes[name].value) for name in candidates(graph))
+    return max(2 << 20, min(TILE_BYTES, maps // 12))
 
 
 def _effort(stage: Stage, tile: tuple[int, ...]) -> tuple[float, int]:

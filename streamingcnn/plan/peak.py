@@ -159,9 +159,9 @@ def measure_tile(stage: Stage, box: Box) -> tuple[int, int, int]:
     def get(argument: Any) -> Any:
         return env[argument.name] if isinstance(argument, Value) else argument
 
-    def run(grad: bool) -> Tensor:
+    def run(grad: bool, ghost: bool = False) -> Tensor:
         with torch.set_grad_enabled(grad):
-            return run_tile(program, {(v.name, b): t for v, b, t in reads}, get, stage.target)
+            return run_tile(program, {(v.name, b): t for v, b, t in reads}, get, stage.target, ghost)
 
     if not stage.nodes:
         return 0, 0, elements_bytes(stage)
@@ -169,7 +169,7 @@ def measure_tile(stage: Stage, box: Box) -> tuple[int, int, int]:
         run(False)
     forward = live.peak
     with LiveBytes(fake=True) as live:
-        tile = run(True)
+        tile = run(True, ghost=stage.way == "recompute")
         saved = live.current
         if tile.requires_grad:
             leaves = [t for _, _, t in reads if t.requires_grad]
