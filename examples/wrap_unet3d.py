@@ -27,9 +27,7 @@ def balls(size: int, count: int, seed: int) -> tuple[Tensor, Tensor]:
     for _ in range(count):
         z, y, x = torch.randint(0, size, (3,), generator=generator)
         radius = torch.randint(size // 16, size // 6, (1,), generator=generator)
-        away = (
-            (axis[:, None, None] - z) ** 2 + (axis[None, :, None] - y) ** 2 + (axis[None, None, :] - x) ** 2
-        )
+        away = (axis[:, None, None] - z) ** 2 + (axis[None, :, None] - y) ** 2 + (axis[None, None, :] - x) ** 2
         label[away <= radius**2] = 1
     volume = label + 0.8 * torch.randn(size, size, size, generator=generator)
     return volume[None, None], label[None]
@@ -37,15 +35,9 @@ def balls(size: int, count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 def main() -> None:
     """Trains for `--steps` steps and says what they cost."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--size", type=int, default=64, help="voxels along each axis, a multiple of 8 (%(default)s)"
-    )
-    parser.add_argument(
-        "--tile", type=int, default=32, help="voxels that a tile covers per axis (%(default)s)"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, default=64, help="voxels along each axis, a multiple of 8 (%(default)s)")
+    parser.add_argument("--tile", type=int, default=32, help="voxels that a tile covers per axis (%(default)s)")
     parser.add_argument("--steps", type=int, default=4, help="training steps (%(default)s)")
     parser.add_argument("--filters", type=int, default=8, help="channels of the first level (%(default)s)")
     parser.add_argument("--plain", action="store_true", help="train plainly, to compare")

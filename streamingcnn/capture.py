@@ -96,6 +96,17 @@ def _mark_no_grad_regions(graph_module: torch.fx.GraphModule) -> None:
 INTERNAL = ("torch._functorch", "torch._dynamo", "torch._export", "torch.fx", "torch._library")
 
 
+def _dropout_out_of_place(graph_module: torch.fx.GraphModule) -> None:
+    """``dropout_`` would decompose into random numbers over the whole map; as ``copy_`` of a dropout it does not."""
+    for node in graph_module.graph.nodes:
+        if node.target is aten.dropout_.default:
+            with graph_module.graph.inserting_before(node):
+                dropped = graph_module.graph.call_function(aten.dropout.default, node.args, node.kwargs)
+            dropped.meta = dict(node.meta)
+            node.target, node.args, node.kwargs = aten.copy_.default, (node.args[0], dropped), {}
+    graph_module.recompile()
+
+
 class _Watch:
     """Sees ``torch.autograd.Function.apply`` during capture: export would keep only its forward."""
 
@@ -255,6 +266,7 @@ def capture(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
                 raise UnsupportedModuleError(problems + watch.problems) from error
             raise _explained(error, image) from error
         _mark_no_grad_regions(exported.graph_module)
+        _dropout_out_of_place(exported.graph_module)
         exported = exported.run_decompositions({})
         builder = GraphBuilder(module, _real_device(image, module))
         builder.problems += problems + watch.problems

@@ -11,9 +11,10 @@ gradients, buffers.
 
     b is plain's tensor and |.| the Euclidean norm. Why the floor: the bias of a convolution in front of a
     train-mode normalisation has a true gradient of exactly 0. Both computations give rounding noise there,
-    and noise over noise is an error near 1 that means nothing. The floor alone is not enough: in float64,
-    1e-6 x 1e-10 (our bound) is half the last bit of that largest norm, and plain itself is further off. So
-    where |a| and |b| are both below 32 times that last bit (32 eps of b's dtype), both say 0: the error is 0.
+    and noise over noise is an error near 1 that means nothing. The floor alone is not enough: a small
+    gradient is a difference of large numbers (the scale of a layer in front of a batch norm is an example), and
+    1e-6 x 1e-10, our bound, is half the last bit of the largest norm; plain itself is further off. So for a
+    tensor below 1e-4 of the largest norm, a difference below 16 of its last bits (eps of b's dtype) counts as 0.
     Tests, `check` and the benchmarks all use this error, so their figures can be held against each other.
 """
 
@@ -41,8 +42,8 @@ Kind = Literal["output", "input gradient", "parameter gradient", "buffer"]
 Step: TypeAlias = dict[tuple[Kind, str], Tensor | None]
 
 FLOOR = 1e-6
-#: In units of the last bit of the largest norm: what is smaller is rounding noise around 0.
-NOISE = 32
+#: A tensor smaller than this share of the largest norm may differ by so many of its last bits.
+SMALL, LAST_BITS = 1e-4, 16
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -254,8 +255,9 @@ def _error(a: Tensor | None, b: Tensor | None, scale: float) -> float:
     difference = _norm(a.detach().to(torch.float64) - b.detach().to(a.device, torch.float64))
     if not math.isfinite(difference):
         return math.inf
-    noise = NOISE * torch.finfo(b.dtype).eps * scale if b.is_floating_point() else 0.0
-    if max(_norm(a), _norm(b)) <= noise:
+    norm = _norm(b)
+    rounding = LAST_BITS * torch.finfo(b.dtype).eps * scale if b.is_floating_point() else 0.0
+    if norm < SMALL * scale and difference <= rounding:
         return 0.0
-    size = max(_norm(b), FLOOR * scale)
+    size = max(norm, FLOOR * scale)
     return difference / size if size > 0 else math.inf

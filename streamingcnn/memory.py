@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
@@ -104,6 +105,8 @@ def _allocated(storage: torch.UntypedStorage) -> bool:
 
 def _storages(tree: Any) -> Iterator[torch.UntypedStorage]:
     for leaf in tree_iter(tree):
+        if isinstance(leaf, FunctionalTensor):
+            continue  # what torch.export wraps its fake tensors in: it names bytes that nobody holds
         if isinstance(leaf, torch.Tensor) and leaf.layout is torch.strided:
             yield leaf.untyped_storage()
         elif isinstance(leaf, torch.UntypedStorage):  # the second argument of Tensor.set_

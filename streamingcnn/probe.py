@@ -39,7 +39,9 @@ def refuse_early(module: nn.Module) -> None:
     if first is None:
         return
     space = len(first.kernel_size)
-    likely = torch.empty((1, first.in_channels, *[SIZES[space]] * space), dtype=first.weight.dtype, device="meta")
+    # Not `first.weight`: looking at a parametrised weight computes it, and a spectral norm then moves on a step.
+    dtype = next(first.parameters()).dtype
+    likely = torch.empty((1, first.in_channels, *[SIZES[space]] * space), dtype=dtype, device="meta")
     try:
         capture(module, (likely,), {})
     except UnsupportedModuleError:

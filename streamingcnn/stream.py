@@ -50,17 +50,21 @@ def assemble(read: Read, region: Region, sources: tuple[Box, ...] | None, held: 
     """The tensor of exactly a region, cut from what the tile holds; several pieces are put side by side."""
     if sources is None:
         return None
-    name, axes = read.value.name, read.value.axes or ()
-    pieces = iter(sources)
+    return _joined(read, region, iter(sources), held, ())
 
-    def part(axis: int, chosen: Box) -> Tensor:
-        if axis == len(region):
-            source = next(pieces)
-            return along(held[name, source], axes, relative(chosen, source))
-        parts = [part(axis + 1, (*chosen, interval)) for interval in region[axis]]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, axes[axis])
 
-    return part(0, ())
+def _joined(read: Read, region: Region, sources: Iterator[Box], held: Held, chosen: Box) -> Tensor:
+    """The pieces of a region whose first axes are chosen already.
+
+    No inner function that calls itself: it would be a reference cycle, and each tile would live until Python's
+    collector comes by (ResNet-18 at 768: 184 MiB where 107 are needed).
+    """
+    axes, axis = read.value.axes or (), len(chosen)
+    if axis == len(region):
+        source = next(sources)
+        return along(held[read.value.name, source], axes, relative(chosen, source))
+    parts = [_joined(read, region, sources, held, (*chosen, interval)) for interval in region[axis]]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, axes[axis])
 
 
 def run_tile(program: Program, held: Held, get: Callable[[Any], Any], target: Value, ghost: bool = False) -> Tensor:

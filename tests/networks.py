@@ -54,8 +54,6 @@ class Network:
     more: Callable[[int], dict[str, Any]] = lambda batch: {}
     #: Slow to capture: batch 1 and 3 share out the three tilings instead of taking each.
     large: bool = False
-    #: Draws noise over space, so the reference must multiply by the engine's masks.
-    noise: bool = False
 
     def make(self) -> nn.Module:
         """Build it in float64, with nothing left at a value (0 or 1) that would hide a mistake."""
@@ -539,15 +537,13 @@ NETWORKS = [
     Network(
         "dropout",
         between(lambda: rows(nn.Dropout(0.3), nn.Softplus(), nn.Dropout(0.6, inplace=True))),
-        noise=True,
     ),
     Network(
         "dropout_3d",
         lambda: rows(nn.Conv3d(2, 3, 3, padding=1), nn.Dropout(0.5), nn.Conv3d(3, 2, 3)),
         VOLUME,
-        noise=True,
     ),
-    Network("channel_dropout", between(lambda: nn.Dropout2d(0.4)), noise=True),
+    Network("channel_dropout", between(lambda: nn.Dropout2d(0.4))),
     Network("dropout_eval", between(lambda: nn.Dropout(0.5)), train=False),
     # Whole networks: what is global runs plainly on stored maps.
     Network("classifier", whole(lambda: rows(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)))),

@@ -53,6 +53,9 @@ def test_a_grid_covers_every_pixel_once(extents: tuple[int, int], steps: tuple[i
     assert set().union(*map(pixels, tiles)) == pixels(boxes.full(extents))
 
 
-@pytest.mark.parametrize(("interval", "extent", "clipped"), [((-2, 3), 5, (0, 3)), ((4, 9), 5, (4, 5)), ((7, 9), 5, (0, 0)), ((-4, 0), 5, (0, 0))])  # fmt: skip
+@pytest.mark.parametrize(
+    ("interval", "extent", "clipped"),
+    [((-2, 3), 5, (0, 3)), ((4, 9), 5, (4, 5)), ((7, 9), 5, (0, 0)), ((-4, 0), 5, (0, 0))],
+)
 def test_clip(interval: tuple[int, int], extent: int, clipped: tuple[int, int]) -> None:
     assert boxes.clip(interval, extent) == clipped

@@ -61,9 +61,7 @@ def test_error_is_relative_to_plain() -> None:
 def test_error_of_a_gradient_of_zero_is_not_noise() -> None:
     """A bias in front of a normalisation has a true gradient of 0; what both find there is rounding noise."""
     plain = {"weight": torch.tensor([1.0]), "bias": torch.tensor([1e-9])}
-    assert (
-        relative_errors({"weight": torch.tensor([1.0]), "bias": torch.tensor([-1e-9])}, plain)["bias"] == 0.0
-    )
+    assert relative_errors({"weight": torch.tensor([1.0]), "bias": torch.tensor([-1e-9])}, plain)["bias"] == 0.0
     # Where one of the two is no noise, the floor keeps the error in proportion.
     wrong = {"weight": torch.tensor([1.0]), "bias": torch.tensor([1e-3])}
     assert relative_errors(wrong, plain)["bias"] == pytest.approx(1e3)
@@ -329,12 +327,8 @@ def test_command_prints_the_table(place: str, folder: Path, capsys: pytest.Captu
     assert "1x3x41x38" in shown
 
 
-def test_command_fails_beyond_tolerance_and_names_the_worst(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code = main(
-        ["check", "my_networks_for_check:net", "--size", "1x3x41x38", "--tile", "16x8", "--tolerance", "0"]
-    )
+def test_command_fails_beyond_tolerance_and_names_the_worst(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = main(["check", "my_networks_for_check:net", "--size", "1x3x41x38", "--tile", "16x8", "--tolerance", "0"])
     assert code == 1
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("BEYOND TOLERANCE: worst error")

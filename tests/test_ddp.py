@@ -38,9 +38,7 @@ def rank_main(rank: int, folder: str) -> None:
     try:
         plain = whole()
         net = DistributedDataParallel(StreamingModule(copy.deepcopy(plain), tile=16), bucket_cap_mb=1)
-        replicas = [
-            copy.deepcopy(plain) for _ in range(RANKS)
-        ]  # buffers are each rank's own, but rank 0 leads
+        replicas = [copy.deepcopy(plain) for _ in range(RANKS)]  # buffers are each rank's own, but rank 0 leads
         optimiser = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
         reference = torch.optim.SGD(plain.parameters(), 0.1, momentum=0.9)
         for step in range(3):

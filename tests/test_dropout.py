@@ -83,9 +83,7 @@ def test_mask_is_the_public_function_of_seed_layer_and_box() -> None:
     mask = kept(net)
     seed = net.last_seed
     assert seed is not None
-    expected = [
-        dropout_mask(seed, layer, SHAPE, (2, 3), ((0, 61), (0, 67)), p) for layer, p in ((0, 0.5), (1, 0.3))
-    ]
+    expected = [dropout_mask(seed, layer, SHAPE, (2, 3), ((0, 61), (0, 67)), p) for layer, p in ((0, 0.5), (1, 0.3))]
     assert torch.equal(mask, expected[0] & expected[1])
     corner = dropout_mask(seed, 0, SHAPE, (2, 3), ((11, 30), (60, 67)), 0.5)
     assert torch.equal(corner, expected[0][:, :, 11:30, 60:67])

@@ -20,9 +20,7 @@ RESNETS: list[tuple[Callable[..., ResNet], int, int]] = [
 
 
 @pytest.mark.parametrize(("make", "parameters", "channels"), RESNETS)
-def test_resnet_has_the_parameters_of_torchvision(
-    make: Callable[..., ResNet], parameters: int, channels: int
-) -> None:
+def test_resnet_has_the_parameters_of_torchvision(make: Callable[..., ResNet], parameters: int, channels: int) -> None:
     with torch.device("meta"):
         net, trunk = make(num_classes=1000), make()
     assert sum(p.numel() for p in net.parameters()) == parameters
@@ -100,15 +98,11 @@ def test_unet3d_is_as_large_as_its_filters_say() -> None:
 
 
 def test_unet3d_says_what_to_pad_to() -> None:
-    with pytest.raises(
-        ValueError, match=r"multiples of 4; got \(8, 9, 15\); pad the volume to \(8, 12, 16\)"
-    ):
+    with pytest.raises(ValueError, match=r"multiples of 4; got \(8, 9, 15\); pad the volume to \(8, 12, 16\)"):
         UNet3D(levels=3, filters=2)(torch.zeros(1, 1, 8, 9, 15))
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"), [({"levels": 0}, "levels=0"), ({"norm": "layer"}, "'layer'")]
-)
+@pytest.mark.parametrize(("arguments", "message"), [({"levels": 0}, "levels=0"), ({"norm": "layer"}, "'layer'")])
 def test_unet3d_refuses_what_it_is_not(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         UNet3D(**arguments)  # type: ignore[arg-type]

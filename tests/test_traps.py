@@ -343,9 +343,7 @@ def test_13_one_value_per_channel_is_plains_error() -> None:
 
     messages = []
     for module in pair(build):
-        with pytest.raises(
-            ValueError, match="Expected more than 1 value per channel when training"
-        ) as caught:
+        with pytest.raises(ValueError, match="Expected more than 1 value per channel when training") as caught:
             module(image(1, 3, 3, 3))
         messages.append(str(caught.value))
     assert messages[0] in messages[1]
@@ -358,9 +356,7 @@ def test_13_two_forwards_before_one_backward() -> None:
         a, b = module(first), module(second)
         (a.square().sum() + b.sum()).backward()
     gradients = [{n: p.grad for n, p in m.named_parameters()} for m in (net, plain)]
-    errors = relative_errors(*gradients) | relative_errors(
-        dict(net.named_buffers()), dict(plain.named_buffers())
-    )
+    errors = relative_errors(*gradients) | relative_errors(dict(net.named_buffers()), dict(plain.named_buffers()))
     assert max(errors.values()) <= BOUND, errors
 
 
@@ -398,9 +394,7 @@ def test_16_arguments_that_are_no_tensors(flag: bool) -> None:
             super().__init__()
             self.a = nn.Conv2d(3, 4, 3)
 
-        def forward(
-            self, x: Tensor, scale: float, *, sharp: bool = False, extra: Tensor | None = None
-        ) -> Any:
+        def forward(self, x: Tensor, scale: float, *, sharp: bool = False, extra: Tensor | None = None) -> Any:
             x = self.a(x) * scale
             x = x.sign() * x.square() if sharp else x
             return (x, {"extra": None if extra is None else x + extra}, scale)

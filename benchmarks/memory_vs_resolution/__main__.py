@@ -77,6 +77,7 @@ def draw(by_size: dict[int, list[Summary]], path: Path) -> None:
     for axis, label in ((left, "GiB of live tensors in a step"), (right, "seconds per step")):
         axis.set_xscale("log", base=2)
         axis.set_yscale("log")
+        axis.yaxis.set_major_formatter("{x:g}")
         axis.set_xticks(list(by_size), [str(size) for size in by_size])
         axis.minorticks_off()
         axis.set_xlabel("side of the image, pixels")

@@ -88,7 +88,14 @@ def draw(tables: dict[str, list[Summary]], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(len(tables), 2, figsize=(10, 0.9 + 1.7 * len(tables)), squeeze=False)
+    lines = [len(rows) for rows in tables.values()]
+    figure, axes = plt.subplots(
+        len(tables),
+        2,
+        figsize=(10, 1.1 * len(tables) + 0.5 * sum(lines)),
+        squeeze=False,
+        gridspec_kw={"height_ratios": [count + 1 for count in lines]},
+    )
     for (left, right), (title, rows) in zip(axes, tables.items(), strict=True):
         names = [row.run.label.replace(", ", "\n", 1) for row in rows]
         colours = [{"plain": "#888888", "checkpoint": "#c9a227"}.get(row.run.way, "#1f6f8b") for row in rows]

@@ -166,6 +166,26 @@ def _with_sizes(shape: list[int], axes: tuple[int, ...], tile: Tile) -> list[int
     return sizes
 
 
+@lowers(aten.copy)
+def copy(graph: GraphBuilder, call: Call) -> Lowered:
+    """What ``copy_`` leaves: the other tensor, where shape and dtype are the same."""
+    source = call["src"]
+    return source if source.shape == call.shape and source.dtype == call.dtype else None
+
+
+@lowers(aten.broadcast_tensors)
+def broadcast_tensors(graph: GraphBuilder, call: Call) -> Lowered:
+    def broadcast(value: Value) -> Lowered:
+        if value.shape == call.shape:
+            return value
+        arguments = {"self": value, "size": list(call.shape), "implicit": False}
+        one = Call(aten.expand.default, arguments, call.shape, value.dtype, call.layer, call.name)
+        return expand(graph, one) if value.spatial else graph.plain(one, torch.broadcast_to, (value, call.shape))
+
+    results = tuple(broadcast(value) for value in call["tensors"])
+    return None if None in results else results
+
+
 @lowers(aten.expand)
 def expand(graph: GraphBuilder, call: Call) -> Lowered:
     (x,) = call.spatial

@@ -118,46 +118,87 @@ def feeding_statistics(graph: Graph) -> set[str]:
 def choose_stored(graph: Graph, image_tile: Sequence[int] | None) -> set[str]:
     """The default stored nodes."""
     fixed = must_store(graph) | feeding_statistics(graph)
-    optional = [name for name in graph.locals if name in candidates(graph) - fixed]
+    optional = candidates(graph) - fixed
     total_work = max(graph_work(graph), 1.0)
-    total_bytes = max(
-        sum(map_bytes(n.value) for n in graph.locals.values() if n.value.name in fixed | set(optional)), 1
-    )
-    chosen = fixed | set(optional)
-    costs = _Costs(graph, image_tile)
-    current = costs.of(chosen)
-    while True:
-        best: tuple[float, str, float] | None = None
-        for name in optional:
-            if name not in chosen:
-                continue
-            work = costs.of(chosen - {name}, current_without=name)
-            extra = (work - current) / total_work
-            saved = map_bytes(graph.nodes[name].value) / total_bytes
-            score = saved * WORTH - extra
-            if score > 0 and (best is None or score > best[0]):
-                best = (score, name, work)
-        if best is None:
-            return chosen
-        chosen = chosen - {best[1]}
-        current = best[2]
+    total_bytes = max(sum(map_bytes(graph.nodes[name].value) for name in graph.locals if name in fixed | optional), 1)
+    draft = Draft(graph, fixed | optional, image_tile)
+
+    def score(name: str) -> float:
+        return map_bytes(graph.nodes[name].value) / total_bytes * WORTH - draft.extra_work(name) / total_work
+
+    scores = {name: score(name) for name in graph.locals if name in optional}
+    while scores:
+        best = max(scores, key=scores.__getitem__)
+        if scores[best] <= 0:
+            break
+        del scores[best]
+        for name in draft.drop(best) & scores.keys():
+            scores[name] = score(name)
+    return draft.stored
 
 
-class _Costs:
-    """The work of a stored set, each distinct stage computed once."""
+class Draft:
+    """Stored nodes under consideration, the stages between them, and what each stage costs.
 
-    def __init__(self, graph: Graph, image_tile: Sequence[int] | None) -> None:
-        self.graph, self.image_tile = graph, image_tile
-        self.known: dict[tuple[str, frozenset[str]], float] = {}
+    Dropping a node touches its readers only: they take over its stage.
 
-    def of(self, stored: set[str], current_without: str | None = None) -> float:
-        total = 0.0
-        for step in build_steps(self.graph, stored):
-            if isinstance(step, Globals):
-                continue
-            key = (step.name, frozenset(node.value.name for node in step.nodes))
-            if key not in self.known:
-                choose_tiles(self.graph, [step], self.image_tile)
-                self.known[key] = stage_work(step)
-            total += self.known[key]
-        return total
+        x --> [a] --> [b] --> [c]      dropping b:  x --> [a] --> [c], where c now computes b as well
+    """
+
+    def __init__(
+        self, graph: Graph, stored: set[str], image_tile: Sequence[int] | None, limit: int | None = None
+    ) -> None:
+        self.graph, self.image_tile, self.limit = graph, image_tile, limit
+        self.stored = set(stored)
+        self.stages = {step.name: step for step in build_steps(graph, stored) if isinstance(step, Stage)}
+        self.held = frozenset().union(*(stage.held | {name} for name, stage in self.stages.items()))
+        self.readers: dict[str, set[str]] = {name: set() for name in self.held}
+        self.costs: dict[tuple[str, frozenset[str]], tuple[tuple[int, ...], float]] = {}
+        for name, stage in self.stages.items():
+            for value in stage.frontier:
+                self.readers[value.name].add(name)
+
+    def extra_work(self, name: str) -> float:
+        """The multiply-adds that are done more often where a node is not stored."""
+        without = self._readers_without(name)
+        extra = sum(self._work(stage) - self._work(self.stages[stage.name]) for stage in without)
+        # A stage with a reduction stays: it still has to sum over its tiles.
+        return extra if self.stages[name].reductions else extra - self._work(self.stages[name])
+
+    def drop(self, name: str) -> set[str]:
+        """Store a node no longer; return the nodes whose own extra work may have changed by that."""
+        without = self._readers_without(name)
+        self.stored.remove(name)
+        self.held -= {name}
+        if self.stages[name].reductions:
+            self.stages[name].stored = False
+        else:
+            for value in self.stages.pop(name).frontier:
+                self.readers[value.name].discard(name)
+        del self.readers[name]
+        for stage in without:
+            self.stages[stage.name] = stage
+            for value in stage.frontier:
+                self.readers[value.name].add(stage.name)
+        return {stage.name for stage in without} | {value.name for stage in without for value in stage.frontier}
+
+    def _readers_without(self, name: str) -> list[Stage]:
+        stages = (self.stages[reader] for reader in self.readers[name])
+        held = self.held - {name}
+        return [Stage(self.graph, s.target, s.stored, held - {s.name}, s.reductions) for s in stages]
+
+    def _work(self, stage: Stage) -> float:
+        key = (stage.name, frozenset(node.value.name for node in stage.nodes))
+        if key not in self.costs:
+            choose_tiles(self.graph, [stage], self.image_tile, self.limit)
+            self.costs[key] = (stage.tile, stage_work(stage))
+        stage.tile, work = self.costs[key]
+        return work
+
+    def steps(self) -> list[Stage | Globals]:
+        """The steps of the plan as it stands, with their tiles."""
+        steps = build_steps(self.graph, self.stored)
+        for step in steps:
+            if isinstance(step, Stage):
+                self._work(step)
+        return steps

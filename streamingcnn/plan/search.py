@@ -12,10 +12,10 @@ from collections.abc import Sequence
 
 from ..graph import Graph
 from ..memory import format_bytes
-from .choose import TILE_BYTES, choose_stored, choose_tiles
+from .choose import TILE_BYTES, Draft, choose_stored
 from .cost import graph_work, map_bytes, stage_work
 from .peak import MeasuredTileBytes, Moment, TileBytes, peak
-from .stages import Globals, Stage, build_steps, must_store
+from .stages import Globals, Stage, must_store
 
 Steps = list[Stage | Globals]
 
@@ -100,39 +100,26 @@ def _fit(
 ) -> tuple[Steps, int]:
     """Drop stored maps, the most bytes for the least arithmetic first, until the plan fits or nothing helps."""
     estimate = TileBytes()
-    fixed = must_store(graph)
-    known: dict[tuple[str, frozenset[str]], tuple[int, ...]] = {}
+    draft = Draft(graph, stored, image_tile, limit)
+    optional = draft.stored - must_store(graph)
+    least = 1e-3 * graph_work(graph)
 
-    def plan(names: set[str]) -> Steps:
-        steps = build_steps(graph, names)
-        for step in steps:
-            if isinstance(step, Stage):
-                key = (step.name, frozenset(node.value.name for node in step.nodes))
-                if key not in known:
-                    choose_tiles(graph, [step], image_tile, limit)
-                    known[key] = step.tile
-                step.tile = known[key]
-        return steps
+    def worth(name: str) -> float:
+        return map_bytes(graph.nodes[name].value) / max(draft.extra_work(name), least)
 
-    steps = plan(stored)
-    height = peak(graph, steps, estimate).bytes
-    lowest, lowest_steps = height, steps
-    while height > budget:
-        work = work_of(steps)
-        options = []
-        for name in stored - fixed:
-            without = plan(stored - {name})
-            extra = max(work_of(without) - work, 1e-3 * graph_work(graph))
-            saved = map_bytes(graph.nodes[name].value)
-            options.append((saved / extra, name, without))
-        if not options:
-            break
-        _, name, steps = max(options, key=lambda option: (option[0], option[1]))
-        stored = stored - {name}
+    worths = {name: worth(name) for name in graph.locals if name in optional}
+    best_steps = draft.steps()
+    best = peak(graph, best_steps, estimate).bytes
+    while best > budget and worths:
+        dropped = max(worths, key=worths.__getitem__)
+        del worths[dropped]
+        for name in draft.drop(dropped) & worths.keys():
+            worths[name] = worth(name)
+        steps = draft.steps()
         height = peak(graph, steps, estimate).bytes
-        if height < lowest:
-            lowest, lowest_steps = height, steps
-    return lowest_steps, lowest
+        if height < best:
+            best, best_steps = height, steps
+    return best_steps, best
 
 
 def _keep_what_fits(graph: Graph, steps: Steps, budget: int) -> None:
