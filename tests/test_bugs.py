@@ -1,0 +1,111 @@
+"""One test per bug that was found, with a sentence on its cause."""
+
+from __future__ import annotations
+
+import copy
+import gc
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from streamingcnn import StreamingModule
+from streamingcnn.capture import capture
+from streamingcnn.comparison import compare
+from streamingcnn.memory import LiveBytes
+from streamingcnn.plan.choose import choose_tiles
+from streamingcnn.plan.peak import MeasuredTileBytes, peak
+from streamingcnn.plan.stages import Stage, build_steps
+
+
+def test_wrapping_leaves_a_spectral_norm_where_it_is() -> None:
+    """The probe read ``conv.weight`` for its dtype; a spectral norm takes a step of power iteration when read."""
+
+    class Net(nn.Module):  # code of its own, so that wrapping tries it
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 4, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x)
+
+    net = Net()
+    before = {name: buffer.clone() for name, buffer in net.named_buffers()}
+    StreamingModule(net)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in net.named_buffers())
+
+
+def test_tiles_die_without_the_garbage_collector() -> None:
+    """A nested function that called itself was a reference cycle, so tiles lived until the collector came by."""
+    net = StreamingModule(nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 1, 3)), tile=64)
+    x = torch.rand(1, 1, 512, 512)
+    net(x).sum().backward()
+    gc.disable()
+    try:
+        with LiveBytes() as live:
+            net(x).sum().backward()
+    finally:
+        gc.enable()
+    # The maps of the eight channels are 8 MiB each; the result and its gradient are 1 MiB each.
+    assert live.peak < 24 << 20
+
+
+def test_dropout_in_place_uses_the_hash() -> None:
+    """``dropout_`` decomposed into random numbers over the whole map, which a tile cannot reproduce."""
+    net = StreamingModule(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Dropout(0.5, inplace=True), nn.Conv2d(2, 1, 1)), tile=8)
+    x = torch.rand(1, 1, 30, 30)
+    graph = net.plan(x).graph
+    assert graph.noises == 1
+    assert "native_dropout" in {node.op for node in graph.locals.values()}
+
+
+def test_a_loss_between_maps_is_not_refused() -> None:
+    """``F.mse_loss`` calls ``broadcast_tensors`` first, for which there was no rule."""
+
+    class WithLoss(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(1, 1, 3, padding=1)
+
+        def forward(self, x: Tensor, target: Tensor) -> Tensor:
+            return F.mse_loss(self.conv(x), target)
+
+    net = WithLoss().double()
+    x, target = torch.rand(2, 1, 1, 20, 20, dtype=torch.float64)
+    rows = compare(copy.deepcopy(net), StreamingModule(net, tile=6), x, target)
+    assert max(row.error for row in rows) < 1e-10
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("extent", [7, 13, 50])
+def test_choosing_a_tile_ends(extent: int) -> None:
+    """Cutting 7 pixels into one piece more may give pieces of the same size: the loop then never ended."""
+    graph = capture(nn.Conv2d(1, 512, 3, padding=1), (torch.empty(1, 1, extent, extent),), {})
+    stages = [step for step in build_steps(graph, set()) if isinstance(step, Stage)]
+    choose_tiles(graph, stages, None, limit=1)
+    assert all(tile >= 1 for stage in stages for tile in stage.tile)
+
+
+def test_statistics_are_counted_at_their_own_size() -> None:
+    """Scale and shift of a batch norm carried the shape of the map: plans could not be printed, or were refused."""
+    net = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 1, 1))
+    plan = StreamingModule(net, tile=64).plan((1, 3, 256, 256))
+    assert "predicted peak" in str(plan)
+    maps = 2 * 16 * 256 * 256 * 4  # the convolution's result and its gradient
+    assert peak(plan.graph, list(plan.steps), MeasuredTileBytes()).bytes < 1.6 * maps
+
+
+def test_a_dilated_window_at_the_border_needs_only_what_it_taps() -> None:
+    """A window of dilation 3 that starts one pixel before the map was said to need pixel 0, which it skips."""
+    graph = capture(nn.Conv1d(1, 1, 3, dilation=3, padding=1), (torch.empty(1, 1, 16),), {})
+    (node,) = graph.locals.values()
+    assert node.rule.reads[0].need(((0, 1),)) == (((2, 6),),)
+
+
+def test_a_bias_alone_has_its_gradient() -> None:
+    """A tile that sees only padding runs no convolution; its bias must still be reached."""
+    net = nn.Conv1d(1, 2, 1, padding=4).double()
+    x = torch.rand(1, 1, 6, dtype=torch.float64)
+    rows = compare(copy.deepcopy(net), StreamingModule(net, tile=2), x)
+    assert max(row.error for row in rows) < 1e-10
