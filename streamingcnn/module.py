@@ -17,7 +17,8 @@ from .ops.rule import Value
 from .plan.plan import Plan, check_tile, make_plan
 from .plan.search import parse_bytes
 from .probe import refuse_early
-from .stream import Job, Runner, StreamFunction, requiring
+from .runner import Runner, requiring
+from .stream import Job, StreamFunction
 
 Made = TypeVar("Made")
 #: How many captured shapes are remembered per module.

@@ -43,7 +43,7 @@ def choose_tiles(
             continue
         shapes = {_fitted(stage, limit, thin) for thin in (1.0, 1.6, 2.5, 4.0)}
         # The least work; among equals the fewest tiles.
-        stage.tile = min(shapes, key=lambda tile: _effort(stage, tile))
+        stage.tile = min(sorted(shapes), key=lambda tile: _effort(stage, tile))
 
 
 def usual_tile_bytes(graph: Graph) -> int:

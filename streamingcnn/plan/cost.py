@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
 
 from ..boxes import Box, full, volume
@@ -35,23 +36,28 @@ def typical_box(stage: Stage) -> Box:
     return tuple(box)
 
 
-def tile_work(stage: Stage) -> float:
+def tile_work(stage: Stage, of: Callable[[Local, Box], float]) -> float:
     """The multiply-adds of a typical tile, halo counted."""
     needed = stage.needs(typical_box(stage))
-    return sum(box_work(node, box) for node in stage.nodes if node.rule.work for box in needed[node.value.name])
+    return sum(of(node, box) for node in stage.nodes if node.rule.work for box in needed[node.value.name])
+
+
+def arithmetic(node: Local, box: Box) -> float:
+    """The multiply-adds of one operation on one box."""
+    return node.rule.work * elements(node.value, box)
 
 
 def box_work(node: Local, box: Box) -> float:
     """The multiply-adds of one operation on one box, weighted by how slow it is on a box of that size."""
     rule = node.rule
     slower = rule.slowness(tuple(read.need(box) for read in rule.reads)) if rule.slowness is not None else 1.0
-    return rule.work * elements(node.value, box) * slower
+    return arithmetic(node, box) * slower
 
 
-def stage_work(stage: Stage) -> float:
-    """The multiply-adds of all tiles of a stage, halo counted."""
+def stage_work(stage: Stage, of: Callable[[Local, Box], float] = box_work) -> float:
+    """The multiply-adds of all tiles of a stage, halo counted; by default weighted by how slow boxes are."""
     share = volume(full(stage.target.extents)) / max(1, volume(typical_box(stage)))
-    return tile_work(stage) * share
+    return tile_work(stage, of) * share
 
 
 def tile_bytes(stage: Stage) -> int:

@@ -23,6 +23,7 @@ from ..boxes import Box, full
 from ..graph import Given, Graph
 from ..memory import LiveBytes
 from ..ops.rule import Value
+from ..tile import run_tile
 from .cost import map_bytes, tile_bytes, typical_box
 from .stages import Globals, Stage
 
@@ -136,8 +137,6 @@ class MeasuredTileBytes(TileBytes):
 
 def measure_tile(stage: Stage, box: Box) -> tuple[int, int, int]:
     """Bytes of one tile: the height of its forward, what autograd saves of it, the height of its backward."""
-    from ..stream import run_tile
-
     program = stage.program(box)
 
     def meta(value: Value, shape: tuple[int, ...], leaf: bool) -> Any:

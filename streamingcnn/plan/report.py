@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..boxes import Box
 from ..memory import format_bytes
-from .cost import graph_work, map_bytes, stage_work, tile_bytes
+from .cost import arithmetic, graph_work, map_bytes, stage_work, tile_bytes
 from .stages import Globals, Stage
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def table(plan: Plan) -> str:
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines.insert(1, "  ".join("-" * width for width in widths))
-    work = sum(stage_work(stage) for stage in plan.stages)
+    work = sum(stage_work(stage, arithmetic) for stage in plan.stages)
     held = sum(map_bytes(stage.target) for stage in plan.stages if stage.stored)
     lines.append("")
     lines.append(
@@ -59,7 +59,7 @@ def _stage_row(plan: Plan, number: int, stage: Stage) -> tuple[str, ...]:
         by(stage.tile),
         str(stage.tiles),
         by(plan.image_overlap(stage)),
-        f"{stage_work(stage) / own:.2f}" if own else "",
+        f"{stage_work(stage, arithmetic) / own:.2f}" if own else "",
         format_bytes(tile_bytes(stage)),
         format_bytes(map_bytes(stage.target)) if stage.stored else "",
     )

@@ -1,0 +1,360 @@
+"""One step of a plan: its stages forward, tile by tile, and back again.
+
+NOTE [Backward of a tile]
+
+    y_t = f_t(x[box_t]; w)                       forward, without autograd
+    ...
+    x' = x[box_t].detach().requires_grad_()      backward: the same tile again, on aliases,
+    w' = w.detach().requires_grad_()             so that no hook of the user's fires once per tile
+    y' = f_t(x'; w')
+    dx', dw' = torch.autograd.grad(y', (x', w'), g[box_t])
+    G[x][box_t] += dx';  G[w] += dw'             in float32 or wider
+
+Rule 1. Inside backward it is always ``torch.autograd.grad``, never ``.backward()``: under DDP the latter is
+        wrong without an error.
+Rule 2. Parameters come from ``save_for_backward``, not from the module: a weight changed between forward and
+        backward gives plain PyTorch's version error.
+Rule 3. Maps are freed where backward passes them, unless the caller retains the graph.
+Rule 4. What runs plainly (heads, statistics to scale and shift) keeps a small autograd graph of its own from
+        forward to backward; a random draw in it happens once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .boxes import Box
+from .graph import Given, Graph, Plain, uses
+from .maps import DenseMap, Gradients
+from .ops.rule import Value, replace_values
+from .plan.stages import Globals, Stage
+from .tile import getter, run_tile
+
+if TYPE_CHECKING:
+    from .ops.reductions import Reduction
+
+
+def requiring(graph: Graph, given: set[str]) -> frozenset[str]:
+    """The values that need a gradient, from the given ones that do."""
+    found = set(given)
+    for name, node in graph.nodes.items():
+        if isinstance(node, Given) or node.op == "detach" or not node.value.dtype.is_floating_point:
+            continue
+        if any(value.name in found for value in uses(node)):
+            found.add(name)
+    return frozenset(found)
+
+
+@dataclass
+class RunTile:
+    """A tile that was run: what it read, and its result, which may hold an autograd graph."""
+
+    reads: list[tuple[Value, Box, Tensor]]
+    result: Tensor
+
+
+@dataclass
+class Record:
+    """All that backward needs of one forward."""
+
+    maps: dict[str, DenseMap] = field(default_factory=dict)
+    env: dict[str, Any] = field(default_factory=dict)
+    groups: dict[Globals, tuple[dict[str, Tensor], dict[str, Tensor]]] = field(default_factory=dict)
+    kept: dict[Stage, tuple[dict[str, Tensor], dict[Box, RunTile]]] = field(default_factory=dict)
+    versions: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class Runner:
+    """One plan and one set of values that need gradients; it holds no tensor between calls.
+
+    Args:
+        graph: the captured network.
+        steps: its plan.
+        needs: the names of the values that need a gradient (:func:`requiring`).
+        device_type: where it runs; autocast is off there, since capture made its casts nodes of the graph.
+    """
+
+    graph: Graph
+    steps: list[Stage | Globals]
+    needs: frozenset[str]
+    device_type: str
+
+    def __post_init__(self) -> None:
+        self.outputs = tuple(
+            dict.fromkeys(
+                v
+                for v in self.graph.outputs
+                if isinstance(v, Value) and not isinstance(self.graph.nodes[v.name], Given)
+            )
+        )
+        self.used_after = [self._reads_of(step) for step in self.steps]
+        trained = [step for step in self.steps if isinstance(step, Stage) and self._trains(step)]
+        trained = [step for step in self.steps if isinstance(step, Stage) and self._trains(step)]
+        # The gradient of statistics needs the map's own values, which a ghost leaves out.
+        self.read_in_backward = {value.name for step in trained for value in step.frontier} | {
+            step.target.name for step in trained if step.reductions
+        }
+
+    def _reads_of(self, step: Stage | Globals) -> set[str]:
+        if isinstance(step, Globals):
+            return {value.name for value in step.reads if value.spatial}
+        return {value.name for value in step.frontier}
+
+    def _trains(self, stage: Stage) -> bool:
+        return any(value.name in self.needs for value in (*stage.frontier, *stage.side))
+
+    @contextlib.contextmanager
+    def _own_autocast(self) -> Iterator[None]:
+        with torch.autocast(self.device_type, enabled=False):
+            yield
+
+    # ---------------------------------------------------------------- forward
+
+    def forward(self, env: dict[str, Any], record: Record | None) -> dict[str, Any]:
+        """Run the plan.
+
+        Args:
+            env: given values by name: detached tensors of inputs, parameters, buffers, constants; the seed.
+            record: filled with what backward needs; None where nothing needs a gradient.
+
+        Returns:
+            Outputs and new buffer values by name.
+        """
+        maps = {value.name: DenseMap(value, env[value.name]) for value in self.graph.inputs.values() if value.spatial}
+        wanted = {v.name for v in self.outputs} | {v.name for _, v in self.graph.mutations}
+        results: dict[str, Any] = {}
+        with torch.no_grad(), self._own_autocast():
+            for k, step in enumerate(self.steps):
+                if isinstance(step, Globals):
+                    self._forward_globals(step, env, maps, record)
+                else:
+                    self._forward_stage(step, env, maps, record)
+                for name in self._finished(k, maps, record):
+                    if name in wanted:
+                        results[name] = maps[name].tensor
+                    del maps[name]
+        results.update({name: env[name] for name in wanted if name in env})
+        results.update({name: maps[name].tensor for name in wanted if name in maps})
+        if record is not None:
+            for output in self.outputs:
+                if output.name in maps:
+                    # The very tensor that is returned must not be held: it would hold its own graph.
+                    alias = maps[output.name].tensor.detach()
+                    maps[output.name] = DenseMap(output, alias)
+                    record.versions[output.name] = alias._version
+            record.maps, record.env = maps, env
+        return results
+
+    def _finished(self, k: int, maps: dict[str, DenseMap], record: Record | None) -> list[str]:
+        """Maps that nothing reads after step k, in forward or (when recording) in backward."""
+        later: set[str] = set().union(*self.used_after[k + 1 :]) if k + 1 < len(self.steps) else set()
+        keep = later | (self.read_in_backward if record is not None else set())
+        return [name for name in maps if name not in keep]
+
+    def _forward_stage(
+        self, stage: Stage, env: dict[str, Any], maps: dict[str, DenseMap], record: Record | None
+    ) -> None:
+        keep = stage.way == "keep" and record is not None and self._trains(stage)
+        sides = self._aliases(stage, env) if keep else {}
+        made = DenseMap(stage.target) if stage.stored else None
+        states: list[Any] = [None] * len(stage.reductions)
+        kept: dict[Box, RunTile] = {}
+        for box in stage.boxes():
+            done = self._forward_tile(stage, box, env, maps, sides, keep)
+            if keep:
+                kept[box] = done
+            tile = done.result.detach()
+            for i, reduced in enumerate(stage.reductions):
+                partial = reduced.reduction.partial(tile)
+                states[i] = partial if states[i] is None else reduced.reduction.merge(states[i], partial)
+            if made is not None:
+                made.write(box, tile)
+            del done, tile  # or they would live on while the next tile is computed
+        if made is not None:
+            maps[stage.target.name] = made
+        if keep and record is not None:
+            record.kept[stage] = (sides, kept)
+        for reduced, state in zip(stage.reductions, states, strict=True):
+            env[reduced.value.name] = reduced.reduction.finish(state)
+
+    def _forward_tile(
+        self,
+        stage: Stage,
+        box: Box,
+        env: dict[str, Any],
+        maps: dict[str, DenseMap],
+        sides: dict[str, Any],
+        keep: bool,
+    ) -> RunTile:
+        program = stage.program(box)
+        with torch.set_grad_enabled(keep):
+            parts = [(v, b, maps[v.name].read(b)) for v, b in program.reads]
+            reads = [(v, b, self._leaf(part, v)) for v, b, part in parts] if keep else parts
+            held = {(v.name, b): tensor for v, b, tensor in reads}
+            return RunTile(reads, run_tile(program, held, getter(env, sides), stage.target))
+
+    def _forward_globals(
+        self, group: Globals, env: dict[str, Any], maps: dict[str, DenseMap], record: Record | None
+    ) -> None:
+        leaves: dict[str, Any] = {}
+        for value in group.reads:
+            tensor = maps[value.name].tensor if value.spatial else env[value.name]
+            leaves[value.name] = self._leaf(tensor, value) if record is not None else tensor
+        made = dict(leaves)
+
+        def get(value: Value) -> Any:
+            return made[value.name]
+
+        with torch.set_grad_enabled(record is not None):
+            for node in group.nodes:
+                made[node.value.name] = run_plain(node, get)
+        for value in group.results:
+            result = made[value.name]
+            detached = result.detach() if isinstance(result, Tensor) else result
+            if value.spatial:
+                maps[value.name] = DenseMap(value, detached)
+            else:
+                env[value.name] = detached
+        if record is not None:
+            results = {v.name: made[v.name] for v in group.results if _has_graph(made[v.name])}
+            record.groups[group] = ({n: leaf for n, leaf in leaves.items() if n in self.needs}, results)
+
+    def _leaf(self, tensor: Any, value: Value) -> Any:
+        """An alias to differentiate by, where a gradient is needed; see NOTE [Backward of a tile]."""
+        if not isinstance(tensor, Tensor):
+            return tensor
+        alias = tensor.detach()
+        return alias.requires_grad_() if value.name in self.needs else alias
+
+    def _aliases(self, stage: Stage, env: dict[str, Any]) -> dict[str, Any]:
+        return {value.name: self._leaf(env[value.name], value) for value in stage.side}
+
+    # --------------------------------------------------------------- backward
+
+    def backward(self, record: Record, gradients: Gradients, retain: bool) -> None:
+        """Run the plan in reverse: ``gradients`` comes with the outputs' and leaves with the inputs'."""
+        for name, version in record.versions.items():
+            if name in record.maps and record.maps[name].tensor._version != version:
+                raise RuntimeError(
+                    f"the result '{name}' of a streamed module was changed by an in-place operation, but the "
+                    "gradient needs it; clone() it before changing it"
+                )
+        with self._own_autocast():
+            for step in reversed(self.steps):
+                if isinstance(step, Globals):
+                    self._backward_globals(step, record, gradients, retain)
+                else:
+                    self._backward_stage(step, record, gradients, retain)
+                    if not retain:
+                        record.maps.pop(step.target.name, None)
+                        record.kept.pop(step, None)
+
+    def _backward_globals(self, group: Globals, record: Record, gradients: Gradients, retain: bool) -> None:
+        leaves, results = record.groups[group]
+        pairs = []
+        for value in group.results:
+            gradient = gradients.pop(value)
+            if gradient is not None and value.name in results:
+                pairs.append((results[value.name], gradient.to(results[value.name].dtype)))
+        if pairs and leaves:
+            outputs, given = zip(*pairs, strict=True)
+            pulled = torch.autograd.grad(outputs, tuple(leaves.values()), given, retain_graph=retain, allow_unused=True)
+            values = {value.name: value for value in group.reads}
+            for name, gradient in zip(leaves, pulled, strict=True):
+                gradients.add(values[name], gradient)
+        if not retain:
+            del record.groups[group]
+
+    def _backward_stage(self, stage: Stage, record: Record, gradients: Gradients, retain: bool) -> None:
+        of_map = gradients.pop_map(stage.target)
+        of_sums = [
+            (reduced.reduction, record.env[reduced.value.name], gradient)
+            for reduced in stage.reductions
+            if (gradient := gradients.pop(reduced.value)) is not None
+        ]
+        if (of_map is None and not of_sums) or stage.target.name not in self.needs:
+            return
+        pull = Pull(stage.target, of_map, of_sums, record.maps.get(stage.target.name))
+        if not stage.nodes:
+            # A reduction of an input or of a plainly made map: its gradient goes straight to that map.
+            for box in stage.boxes():
+                gradients.add_box(stage.target, box, pull.at(box, record.maps[stage.target.name].read(box)))
+            return
+        sides, kept = record.kept.get(stage) or (self._aliases(stage, record.env), {})
+        for box in stage.boxes():
+            tile = kept.get(box) or self._recomputed(stage, box, record, sides)
+            if not retain:
+                kept.pop(box, None)
+            self._backward_tile(stage, box, tile, pull, sides, gradients, retain and box in kept)
+            del tile  # or it would live on while the next one is computed
+
+    def _recomputed(self, stage: Stage, box: Box, record: Record, sides: dict[str, Any]) -> RunTile:
+        program = stage.program(box)
+        with torch.enable_grad():
+            reads = [(v, b, self._leaf(record.maps[v.name].read(b), v)) for v, b in program.reads]
+            held = {(v.name, b): tensor for v, b, tensor in reads}
+            # Backward can do without the values of the target, unless sums over them need them and no map has them.
+            ghost = stage.stored or not stage.reductions
+            return RunTile(reads, run_tile(program, held, getter(record.env, sides), stage.target, ghost))
+
+    def _backward_tile(
+        self,
+        stage: Stage,
+        box: Box,
+        tile: RunTile,
+        pull: Pull,
+        sides: dict[str, Any],
+        gradients: Gradients,
+        retain: bool,
+    ) -> None:
+        if not tile.result.requires_grad:
+            return
+        leaves = [(v, b, t) for v, b, t in tile.reads if t.requires_grad]
+        trained = [(v, sides[v.name]) for v in stage.side if v.name in self.needs]
+        pulled = torch.autograd.grad(
+            tile.result,
+            [t for _, _, t in leaves] + [t for _, t in trained],
+            pull.at(box, tile.result),
+            retain_graph=retain,
+            allow_unused=True,
+        )
+        for (value, part, _), one in zip(leaves, pulled, strict=False):
+            gradients.add_box(value, part, one)
+        for (value, _), one in zip(trained, pulled[len(leaves) :], strict=True):
+            gradients.add(value, one)
+
+
+@dataclass
+class Pull:
+    """The gradient that arrives at a stage's target: of its map, and of the sums over it."""
+
+    target: Value
+    of_map: Callable[[Box], Tensor] | None
+    of_sums: list[tuple[Reduction, Tensor, Tensor]]
+    map: DenseMap | None
+
+    def at(self, box: Box, tile: Tensor) -> Tensor:
+        """The gradient at one tile."""
+        gradient = None if self.of_map is None else self.of_map(box)
+        values = tile.detach() if self.map is None else self.map.read(box)
+        for reduction, result, of_sum in self.of_sums:
+            pulled = reduction.pull(values, result, of_sum).expand_as(values)
+            gradient = pulled if gradient is None else gradient + pulled
+        assert gradient is not None
+        return gradient
+
+
+def run_plain(node: Plain, get: Callable[[Value], Any]) -> Any:
+    """Run a plain node on the tensors behind its values."""
+    return node.run(*replace_values(node.arguments, get), **replace_values(node.keywords, get))
+
+
+def _has_graph(result: Any) -> bool:
+    return isinstance(result, Tensor) and result.requires_grad
