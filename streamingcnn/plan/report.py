@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..boxes import Box
 from ..memory import format_bytes
-from .cost import arithmetic, graph_work, map_bytes, stage_work, tile_bytes
+from .cost import arithmetic, graph_work, map_bytes, stage_work, tile_bytes, typical_box
 from .stages import Globals, Stage
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def _stage_row(plan: Plan, number: int, stage: Stage) -> tuple[str, ...]:
     own = sum(node.rule.work * _elements(node.value.shape) for node in stage.nodes)
     return (
         str(number),
-        stage.layer,
+        _named(plan, stage),
         by(stage.target.shape) if stage.stored else "summed only",
         stage.way,
         by(stage.tile),
@@ -63,6 +63,12 @@ def _stage_row(plan: Plan, number: int, stage: Stage) -> tuple[str, ...]:
         format_bytes(tile_bytes(stage)),
         format_bytes(map_bytes(stage.target)) if stage.stored else "",
     )
+
+
+def _named(plan: Plan, stage: Stage) -> str:
+    """The layer that makes the map; a layer that is called twice needs the name of the call as well."""
+    again = sum(other.layer == stage.layer for other in plan.stages) > 1
+    return f"{stage.layer} ({stage.name})" if again and stage.layer != stage.name else stage.layer
 
 
 def _elements(shape: Sequence[int]) -> int:
@@ -106,10 +112,9 @@ def draw(plan: Plan, image: Any, stage: int = 0, longest: int = 1024) -> Image:
         y, x = picture.height / extents[0], picture.width / extents[1]
         return left * x, top * y, right * x - 1, bottom * y - 1
 
-    boxes = list(shown.boxes())
-    for box in boxes:
+    for box in shown.boxes():
         pen.rectangle(rectangle(box, target), outline=(255, 255, 255), width=1)
-    middle = boxes[len(boxes) // 2]
+    middle = typical_box(shown)
     for value, box in shown.program(middle).reads:
         pen.rectangle(rectangle(box, value.extents), outline=(255, 215, 0), width=3)
     pen.rectangle(rectangle(middle, target), outline=(0, 190, 70), width=3)
