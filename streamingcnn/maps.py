@@ -6,7 +6,7 @@ without the engine knowing. Today every map is dense: one tensor, and a box is a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -130,6 +130,3 @@ class Gradients:
         """Take the gradient of a map out, to be read by box."""
         found = self.maps.pop(value.name, None)
         return None if found is None else found.read
-
-    def __iter__(self) -> Iterator[str]:
-        yield from (*self.maps, *self.sums)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -258,8 +258,3 @@ def stream(model: nn.Module, name: str, **options: Any) -> nn.Module:
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, StreamingModule(module, **options))
     return model
-
-
-def streamed_modules(model: nn.Module) -> Iterator[StreamingModule]:
-    """Every streamed module inside a model."""
-    return (m for m in model.modules() if isinstance(m, StreamingModule))
