@@ -116,6 +116,7 @@ class _Lowering:
             mutations=tuple(self.builder.mutations),
             space=self.space,
             noises=self.builder.noises,
+            device=self.builder.device,
         )
 
     def _placeholder(self, node: torch.fx.Node, spec: Any, tensors: Iterator[int], inputs: dict[int, Value]) -> Any:

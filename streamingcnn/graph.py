@@ -83,6 +83,7 @@ class Graph:
         mutations: buffers that the forward updates: (name on the module, new value).
         space: how many spatial axes the image has.
         noises: how many dropouts draw from the forward's seed.
+        device: where it runs.
     """
 
     nodes: dict[str, Node]
@@ -92,6 +93,7 @@ class Graph:
     mutations: tuple[tuple[str, Value], ...]
     space: int
     noises: int
+    device: torch.device
 
     @cached_property
     def image(self) -> Value:

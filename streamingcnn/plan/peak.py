@@ -117,22 +117,22 @@ class MeasuredTileBytes(TileBytes):
     """The same, measured: one typical tile runs on the meta device, forward and backward."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[str, tuple[str, ...], tuple[int, ...]], tuple[int, int, int]] = {}
+        self._known: dict[tuple[str, tuple[str, ...], tuple[int, ...], str], tuple[int, int, int]] = {}
 
-    def _of(self, stage: Stage) -> tuple[int, int, int]:
-        key = (stage.name, tuple(node.value.name for node in stage.nodes), stage.tile)
+    def of(self, stage: Stage) -> tuple[int, int, int]:
+        key = (stage.name, tuple(node.value.name for node in stage.nodes), stage.tile, stage.way)
         if key not in self._known:
             self._known[key] = measure_tile(stage, typical_box(stage))
         return self._known[key]
 
     def forward(self, stage: Stage) -> int:
-        return self._of(stage)[0]
+        return self.of(stage)[0]
 
     def saved(self, stage: Stage) -> int:
-        return self._of(stage)[1]
+        return self.of(stage)[1]
 
     def backward(self, stage: Stage) -> int:
-        return self._of(stage)[2]
+        return self.of(stage)[2]
 
 
 def measure_tile(stage: Stage, box: Box) -> tuple[int, int, int]:

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 from ..graph import Graph, Local
 from ..ops.rule import Value
 from .choose import choose_stored, choose_tiles
+from .options import seconds_of
 from .peak import MeasuredTileBytes, peak
 from .search import search
 from .stages import Globals, Stage, build_steps, stage_of
+from .times import times_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -48,6 +50,11 @@ class Plan:
     def peak_bytes(self) -> int:
         """The predicted height of a training step in bytes, beside parameters, their gradients and the input."""
         return peak(self.graph, list(self.steps), MeasuredTileBytes()).bytes
+
+    @cached_property
+    def seconds(self) -> float:
+        """The predicted seconds of a training step, by the constants of its device (:mod:`streamingcnn.plan.times`)."""
+        return seconds_of(self.graph, self.stages, times_of(self.graph.device))
 
     @cached_property
     def receptive_field(self) -> tuple[int, ...]:
@@ -131,7 +138,7 @@ def make_plan(
     """
     image_tile = None if tile is None else tile_sizes(graph, tile)
     if memory is not None:
-        return Plan(graph, tuple(search(graph, memory, image_tile)))
+        return Plan(graph, tuple(search(graph, memory, times_of(graph.device), image_tile)))
     names = choose_stored(graph, image_tile) if stored is None else {resolve(graph, name) for name in stored}
     steps = build_steps(graph, names)
     kept = {resolve(graph, name) for name in keep}

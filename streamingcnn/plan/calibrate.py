@@ -1,0 +1,186 @@
+"""Measuring how long operations take on a device: the constants that plans are made with.
+
+Each kind of operation runs alone, forward and backward, at four sizes from inside the cache to far outside it.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..files import whole_file
+from .times import BUILT_IN, SIZES, Rate, Times, cache_file, forget, times_of
+
+
+def calibrate(device: torch.device | str = "cpu", seconds: float = 0.1) -> Times:
+    """Measure a device's constants and keep them for every later plan; half a minute on a quiet machine.
+
+    ::
+
+        from streamingcnn.plan.calibrate import calibrate
+        calibrate("cpu")
+
+    Plans are made from these constants, so they may change afterwards: save a plan (``plan.save``) where every
+    machine has to run the same one.
+
+    Args:
+        device: what to measure, with the number of threads that torch has now.
+        seconds: how long each of some 150 measurements may take.
+    """
+    device = torch.device(device)
+    rates = {}
+    for kind, case in _CASES.items():
+        measured = [_measured(case, size, device, seconds) for size in SIZES]
+        rates[kind] = Rate(tuple(f for f, _ in measured), tuple(b for _, b in measured))
+    x = torch.zeros(1, 4, 8, 8, device=device)
+    call = _best(lambda: torch.relu(x), device, seconds)
+    path = cache_file(device)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as partial:
+        stored = {kind: {"forward": rate.forward, "backward": rate.backward} for kind, rate in rates.items()}
+        partial.write_text(json.dumps({"call": 3 * call, "tile": BUILT_IN.tile, "rates": stored}, indent=1))
+    forget()
+    return times_of(device)
+
+
+@dataclass(frozen=True)
+class _Case:
+    """One operation to measure: how to make it, on how many channels, and what its units are."""
+
+    make: Callable[[int, int, int], tuple[Callable[..., Tensor], list[Tensor]]]
+    space: int
+    channels: int
+    made: int
+    #: Pixels of the result for a pixel of the input.
+    scale: float
+    units: Callable[[Tensor, Tensor], float]
+    of_input: bool = True
+
+
+def _measured(case: _Case, size: int, device: torch.device, seconds: float) -> tuple[float, float]:
+    """Nanoseconds a unit, forward and backward."""
+    side = int((size / 4 / (case.channels + case.made * case.scale)) ** (1 / case.space))
+    side = max(4, side - side % 2)
+    x = torch.randn(1, case.channels, *[side] * case.space, device=device)
+    if case.space == 2:
+        x = x.contiguous(memory_format=torch.channels_last)
+    elif case.channels * side * side <= 20480:
+        x = x.expand(2, *x.shape[1:]).contiguous()  # ATen's reference kernel has its own place in the model
+    x.requires_grad_(case.of_input)
+    run, parameters = case.make(case.space, case.channels, case.made)
+    parameters = [p.to(device).requires_grad_() for p in parameters]
+    y = run(x, *parameters)
+    gradient = torch.randn_like(y)
+    leaves = ([x] if case.of_input else []) + parameters
+    with torch.no_grad():
+        forward = _best(lambda: run(x, *parameters), device, seconds)
+    both = _best(lambda: torch.autograd.grad(run(x, *parameters), leaves, gradient), device, seconds)
+    nanoseconds = 1e9 / case.units(x, y)
+    return round(forward * nanoseconds, 5), round(max(both - forward, 0.05 * forward) * nanoseconds, 5)
+
+
+def _best(run: Callable[[], Any], device: torch.device, seconds: float) -> float:
+    """The fastest of several runs."""
+
+    def once() -> float:
+        start = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - start
+
+    once()
+    start, found = time.perf_counter(), [once(), once()]
+    while time.perf_counter() - start < seconds and len(found) < 30:
+        found.append(once())
+    return min(found)
+
+
+def _convolution(kernel: int, stride: int = 1, depthwise: bool = False) -> Any:
+    def make(space: int, channels: int, made: int) -> Any:
+        weight = torch.randn(made, 1 if depthwise else channels, *[kernel] * space)
+        if space == 2:
+            weight = weight.contiguous(memory_format=torch.channels_last)
+        convolve = F.conv2d if space == 2 else F.conv3d
+        groups = channels if depthwise else 1
+        return (lambda x, w: convolve(x, w, None, stride, kernel // 2, 1, groups)), [weight]
+
+    return make
+
+
+def _transposed(space: int, channels: int, made: int) -> Any:
+    weight = torch.randn(channels, made, *[2] * space)
+    convolve = F.conv_transpose2d if space == 2 else F.conv_transpose3d
+    return (lambda x, w: convolve(x, w, None, 2)), [weight]
+
+
+def _frozen_norm(space: int, channels: int, made: int) -> Any:
+    mean, variance = torch.zeros(channels), torch.ones(channels)
+
+    def run(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.batch_norm(x, mean.to(x.device), variance.to(x.device), weight, bias, False)
+
+    return run, [torch.ones(channels), torch.zeros(channels)]
+
+
+def _plain(run: Callable[[Tensor], Tensor]) -> Any:
+    return lambda space, channels, made: (run, [])
+
+
+def _over_channels(x: Tensor) -> Tensor:
+    normed: Tensor = F.layer_norm(x.movedim(1, -1), (x.shape[1],)).movedim(-1, 1)
+    return normed
+
+
+def _moments(x: Tensor) -> Tensor:
+    dims = [0, *range(2, x.dim())]
+    mean = x.mean(dims, keepdim=True)
+    spread: Tensor = torch.linalg.vector_norm(x - mean, dim=dims)
+    return spread
+
+
+def _macs(kernel: int, depthwise: bool = False) -> Callable[[Tensor, Tensor], float]:
+    return lambda x, y: float(y.numel() * (1 if depthwise else x.shape[1]) * kernel ** (x.dim() - 2))
+
+
+def _moved(x: Tensor, y: Tensor) -> float:
+    return 4.0 * (x.numel() + y.numel())
+
+
+_CASES: dict[str, _Case] = {
+    "convolution 2d": _Case(_convolution(3), 2, 64, 64, 1, _macs(3)),
+    "1x1 convolution 2d": _Case(_convolution(1), 2, 128, 128, 1, _macs(1)),
+    "strided convolution 2d": _Case(_convolution(3, 2), 2, 64, 128, 1 / 4, _macs(3)),
+    "first convolution 2d": _Case(_convolution(7, 2), 2, 3, 64, 1 / 4, _macs(7), of_input=False),
+    "depthwise convolution 2d": _Case(_convolution(7, 1, True), 2, 96, 96, 1, _macs(7, True)),
+    "transposed convolution 2d": _Case(_transposed, 2, 64, 32, 4, lambda x, y: float(y.numel() * x.shape[1])),
+    "convolution 3d": _Case(_convolution(3), 3, 32, 32, 1, _macs(3)),
+    "1x1 convolution 3d": _Case(_convolution(1), 3, 32, 16, 1, _macs(1)),
+    "strided convolution 3d": _Case(_convolution(3, 2), 3, 32, 64, 1 / 8, _macs(3)),
+    "first convolution 3d": _Case(_convolution(3), 3, 1, 32, 1, _macs(3), of_input=False),
+    "depthwise convolution 3d": _Case(_convolution(3, 1, True), 3, 32, 32, 1, _macs(3, True)),
+    "transposed convolution 3d": _Case(_transposed, 3, 64, 32, 8, lambda x, y: float(y.numel() * x.shape[1])),
+    "pointwise": _Case(_plain(torch.relu), 2, 64, 64, 1, _moved),
+    "transcendental": _Case(_plain(F.gelu), 2, 64, 64, 1, _moved),
+    "affine": _Case(_frozen_norm, 2, 64, 64, 1, _moved),
+    "layer norm": _Case(_plain(_over_channels), 2, 64, 64, 1, _moved),
+    "statistics": _Case(_plain(_moments), 2, 64, 64, 1, _moved),
+    "copy": _Case(_plain(lambda x: torch.cat([x, x], 1)), 2, 32, 64, 1, _moved),
+    "max pool 2d": _Case(_plain(lambda x: F.max_pool2d(x, 2)), 2, 64, 64, 1 / 4, _moved),
+    "max pool 3d": _Case(_plain(lambda x: F.max_pool3d(x, 2)), 3, 32, 32, 1 / 8, _moved),
+    "average pool": _Case(_plain(lambda x: F.avg_pool2d(x, 2)), 2, 64, 64, 1 / 4, _moved),
+    "nearest": _Case(_plain(lambda x: F.interpolate(x, scale_factor=2)), 2, 64, 64, 4, _moved),
+    "interpolation 2d": _Case(
+        _plain(lambda x: F.interpolate(x, scale_factor=2, mode="bilinear")), 2, 64, 64, 4, _moved
+    ),
+    "interpolation 3d": _Case(
+        _plain(lambda x: F.interpolate(x, scale_factor=2, mode="trilinear")), 3, 32, 32, 8, _moved
+    ),
+}

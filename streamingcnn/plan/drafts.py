@@ -1,0 +1,177 @@
+"""Drafts of a plan: which maps are stored, which stages keep their graphs, and what that costs.
+
+A :class:`Workshop` knows one graph. It answers what a draft takes in seconds and bytes, and remembers every stage it
+has seen, so that storing or dropping one map costs a look at the few stages around it:
+
+    x --> [a] --> [b] --> [c]      dropping b:  x --> [a] --> [c], where c now computes b as well
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ..graph import Given, Graph, Plain, Reduced
+from ..ops.rule import Value
+from .choose import candidates, feeding_statistics, tile_of
+from .cost import map_bytes
+from .options import Option, Piece
+from .peak import plain_bytes
+from .stages import Globals, Stage, build_steps, must_store, stage_of
+from .times import Times
+
+
+@dataclass(frozen=True)
+class Draft:
+    """Stored nodes, and how the stages run that keep their graphs."""
+
+    stored: frozenset[str]
+    kept: dict[Piece, Option] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a draft costs.
+
+    Attributes:
+        seconds: of one step.
+        over: bytes over the budget, all moments together; 0 where the step fits.
+        highest: the position of the step that needs most.
+        peak: the bytes at that moment.
+        options: how each stage runs.
+    """
+
+    seconds: float
+    over: int
+    highest: int
+    peak: int
+    options: dict[Piece, Option]
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """The plain nodes of one phase, by what matters here."""
+
+    reads: tuple[Value, ...]
+    results: tuple[Value, ...]
+    bytes: int
+
+
+Entry = Piece | Group
+
+
+class Workshop:
+    """One graph, and every stage of it that was looked at."""
+
+    def __init__(self, graph: Graph, times: Times, image_tile: Sequence[int] | None = None) -> None:
+        self.graph, self.times, self.image_tile = graph, times, image_tile
+        self.fixed = frozenset(must_store(graph))
+        optional = (candidates(graph) | feeding_statistics(graph)) - self.fixed
+        self.optional = tuple(name for name in graph.locals if name in optional)
+        steps = build_steps(graph, set(self.fixed | optional))
+        #: The order of the forward: names of values that may be stages, and groups of plain nodes.
+        self.order: list[str | Group] = [
+            Group(s.reads, s.results, plain_bytes(s)) if isinstance(s, Globals) else s.name for s in steps
+        ]
+        self.reductions: dict[str, tuple[Reduced, ...]] = {s.name: s.reductions for s in steps if isinstance(s, Stage)}
+        whole = {n for n, node in graph.nodes.items() if isinstance(node, Plain) and node.value.spatial}
+        self.inputs = frozenset(v.name for v in graph.inputs.values() if v.spatial)
+        self.held_always = self.fixed | whole | self.inputs
+        self.outputs = {v.name for v in graph.outputs if isinstance(v, Value)}
+        self.bytes_of = {n: map_bytes(node.value) for n, node in graph.nodes.items() if node.value.spatial}
+        self.gradients = {
+            n: map_bytes(node.value)
+            for n, node in graph.nodes.items()
+            if isinstance(node, Given) and node.source == "parameter"
+        }
+        self._pieces: dict[str, list[Piece]] = {}
+
+    # ------------------------------------------------------------------ stages of a draft
+
+    def piece(self, name: str, stored: frozenset[str]) -> Piece:
+        """The stage that makes a value, where these nodes are stored."""
+        held, keeps_map = stored | self.held_always, name in stored or name in self.fixed
+        known = self._pieces.setdefault(name, [])
+        for piece in known:
+            if piece.stored == keeps_map and piece.reads <= held and not piece.inside & held:
+                return piece
+        target = self.graph.nodes[name].value
+        nodes, frontier = stage_of(self.graph, target, held - {name})
+        piece = Piece(target, nodes, frontier, self.reductions.get(name, ()), keeps_map, self.times, self.inputs)
+        if self.image_tile is not None:
+            piece.tiles = [tile_of(self.graph, target, self.image_tile)]
+        known.append(piece)
+        return piece
+
+    def entries(self, stored: frozenset[str]) -> list[Entry]:
+        """The steps of a draft, in the order of the forward."""
+        return [
+            step if isinstance(step, Group) else self.piece(step, stored)
+            for step in self.order
+            if isinstance(step, Group) or step in stored or step in self.fixed or self.reductions[step]
+        ]
+
+    # ------------------------------------------------------------------ what a draft costs
+
+    def outcome(self, draft: Draft, budget: int, least: int) -> Outcome:
+        """Seconds and bytes of a draft whose stages each take the fastest tile that fits.
+
+        Args:
+            draft: what is stored and kept.
+            budget: bytes that a step may take.
+            least: bytes that a tile may take even where the maps leave less; the step is over its budget then.
+        """
+        entries = self.entries(draft.stored)
+        forward, backward = self._standing(entries, draft)
+        seconds, over, highest, peak = 0.0, 0, 0, 0
+        options: dict[Piece, Option] = {}
+        for k, entry in enumerate(entries):
+            ahead, behind = forward[k], backward[k]
+            if isinstance(entry, Piece):
+                option = draft.kept.get(entry)
+                if option is None:
+                    option = entry.within(max(budget - behind, least))
+                    seconds += option.recompute
+                    ahead, behind = ahead + option.running, behind + option.working
+                else:
+                    seconds += option.keep
+                    behind += max(0, option.working - option.saved)
+                options[entry] = option
+            height = max(ahead, behind)
+            over += max(0, height - budget)
+            if height > peak:
+                peak, highest = height, k
+        return Outcome(seconds, over, highest, peak, options)
+
+    def lives(self, entries: list[Entry]) -> dict[str, tuple[int, int]]:
+        """By stored map: the position of the step that makes it, and of the last that reads it."""
+        made: dict[str, tuple[int, int]] = {}
+        for k, entry in enumerate(entries):
+            for value in entry.frontier if isinstance(entry, Piece) else entry.reads:
+                if value.name in made:
+                    made[value.name] = (made[value.name][0], k)
+            if isinstance(entry, Group):
+                made.update({v.name: (k, k) for v in entry.results if v.spatial})
+            elif entry.stored and entry.nodes:
+                made[entry.target.name] = (k, k)
+        return {n: (first, len(entries) if n in self.outputs else last) for n, (first, last) in made.items()}
+
+    def _standing(self, entries: list[Entry], draft: Draft) -> tuple[list[int], list[int]]:
+        """Per step the bytes beside its tile, in forward and in backward: maps, their gradients, kept graphs."""
+        count = len(entries)
+        forward, backward = [0] * (count + 1), [0] * (count + 2)
+        for name, (first, last) in self.lives(entries).items():
+            size = self.bytes_of[name]
+            # The map lives from its making to its maker's backward, its gradient from its last reader's backward.
+            forward[first] += size
+            backward[first] += 2 * size
+            backward[min(last, count) + 1] -= size
+        for k, entry in enumerate(entries):
+            graphs = entry.bytes if isinstance(entry, Group) else draft.kept[entry].kept if entry in draft.kept else 0
+            forward[k] += graphs
+            backward[k] += graphs
+        for k in range(1, count + 1):
+            forward[k] += forward[k - 1]
+            backward[k] += backward[k - 1]
+        gradients = sum(self.gradients.values())
+        return forward, [size + gradients for size in backward]
