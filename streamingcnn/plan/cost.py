@@ -63,5 +63,5 @@ def stage_work(stage: Stage, of: Callable[[Local, Box], float] = box_work) -> fl
 def tile_bytes(stage: Stage) -> int:
     """The bytes of every value a typical tile makes or reads: about what its autograd graph keeps."""
     needed = stage.needs(typical_box(stage))
-    values = (*(node.value for node in stage.nodes), *stage.frontier)
+    values = (*(node.value for node in stage.nodes if node.value.name not in stage.over), *stage.frontier)
     return sum(elements(v, box) * v.dtype.itemsize for v in values for box in needed[v.name])
