@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from .errors import Problem
 from .export import device_of, exported
+from .fold import fold
 from .graph import Given, Graph, GraphBuilder, Node, op_name, uses
 from .ops import layout, noise, norms, pointwise, reductions, resample, windows
 from .ops.registry import lowering_of
@@ -108,15 +109,17 @@ class _Lowering:
                 self.made[node] = node
         outputs = self._outputs()
         self.builder.check()
-        return Graph(
-            nodes=_pruned(self.builder.nodes, [*values_in(outputs), *(v for _, v in self.builder.mutations)]),
-            inputs=inputs,
-            outputs=outputs,
-            output_spec=self.exported.call_spec.out_spec,
-            mutations=tuple(self.builder.mutations),
-            space=self.space,
-            noises=self.builder.noises,
-            device=self.builder.device,
+        return fold(
+            Graph(
+                nodes=_pruned(self.builder.nodes, [*values_in(outputs), *(v for _, v in self.builder.mutations)]),
+                inputs=inputs,
+                outputs=outputs,
+                output_spec=self.exported.call_spec.out_spec,
+                mutations=tuple(self.builder.mutations),
+                space=self.space,
+                noises=self.builder.noises,
+                device=self.builder.device,
+            )
         )
 
     def _placeholder(self, node: torch.fx.Node, spec: Any, tensors: Iterator[int], inputs: dict[int, Value]) -> Any:

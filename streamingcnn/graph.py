@@ -40,6 +40,8 @@ class Local:
     rule: Rule
     layer: str
     op: str
+    #: The layers whose work became part of this operation.
+    parts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +117,11 @@ class Graph:
 
     def result_of(self, layer: str) -> Local | None:
         """The last local node made by a layer, or by anything inside it."""
-        inside = [node for node in self.locals.values() if node.layer == layer or node.layer.startswith(layer + ".")]
+        inside = [
+            node
+            for node in self.locals.values()
+            if any(path == layer or path.startswith(layer + ".") for path in (node.layer, *node.parts))
+        ]
         return inside[-1] if inside else None
 
 

@@ -107,8 +107,8 @@ class Gradients:
             return
         self.maps.setdefault(value.name, GradientMap(value)).add(box, gradient)
 
-    def add(self, value: Value, gradient: Tensor | None) -> None:
-        """Add a whole gradient, of a global value or of a map."""
+    def add(self, value: Value, gradient: Tensor | None, owned: bool = False) -> None:
+        """Add a whole gradient, of a global value or of a map; one that is ``owned`` may be kept and written to."""
         if gradient is None:
             return
         if value.spatial:
@@ -117,7 +117,7 @@ class Gradients:
             self.sums[value.name].add_(gradient)
         else:
             wide = gradient.dtype if gradient.dtype == torch.float64 else torch.float32
-            self.sums[value.name] = gradient.to(wide, copy=True)
+            self.sums[value.name] = gradient.to(wide, copy=not owned)
 
     def pop(self, value: Value) -> Tensor | None:
         """Take a whole gradient out, in no particular dtype."""

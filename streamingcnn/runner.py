@@ -34,7 +34,8 @@ from .graph import Given, Graph, Plain, uses
 from .maps import DenseMap, Gradients
 from .ops.rule import Value, replace_values
 from .plan.stages import Globals, Stage
-from .tile import getter, run_tile
+from .sides import Sides, leaf
+from .tile import run_tile
 
 if TYPE_CHECKING:
     from .ops.reductions import Reduction
@@ -66,7 +67,7 @@ class Record:
     maps: dict[str, DenseMap] = field(default_factory=dict)
     env: dict[str, Any] = field(default_factory=dict)
     groups: dict[Globals, tuple[dict[str, Tensor], dict[str, Tensor]]] = field(default_factory=dict)
-    kept: dict[Stage, tuple[dict[str, Tensor], dict[Box, RunTile]]] = field(default_factory=dict)
+    kept: dict[Stage, tuple[Sides, dict[Box, RunTile]]] = field(default_factory=dict)
     versions: dict[str, int] = field(default_factory=dict)
 
 
@@ -95,7 +96,6 @@ class Runner:
             )
         )
         self.used_after = [self._reads_of(step) for step in self.steps]
-        trained = [step for step in self.steps if isinstance(step, Stage) and self._trains(step)]
         trained = [step for step in self.steps if isinstance(step, Stage) and self._trains(step)]
         # The gradient of statistics needs the map's own values, which a ghost leaves out.
         self.read_in_backward = {value.name for step in trained for value in step.frontier} | {
@@ -162,12 +162,12 @@ class Runner:
         self, stage: Stage, env: dict[str, Any], maps: dict[str, DenseMap], record: Record | None
     ) -> None:
         keep = stage.way == "keep" and record is not None and self._trains(stage)
-        sides = self._aliases(stage, env) if keep else {}
+        sides = Sides(stage, env, self.needs if keep else ())
         made = DenseMap(stage.target) if stage.stored else None
         states: list[Any] = [None] * len(stage.reductions)
         kept: dict[Box, RunTile] = {}
         for box in stage.boxes():
-            done = self._forward_tile(stage, box, env, maps, sides, keep)
+            done = self._forward_tile(stage, box, maps, sides, keep)
             if keep:
                 kept[box] = done
             tile = done.result.detach()
@@ -188,17 +188,16 @@ class Runner:
         self,
         stage: Stage,
         box: Box,
-        env: dict[str, Any],
         maps: dict[str, DenseMap],
-        sides: dict[str, Any],
+        sides: Sides,
         keep: bool,
     ) -> RunTile:
         program = stage.program(box)
         with torch.set_grad_enabled(keep):
             parts = [(v, b, maps[v.name].read(b)) for v, b in program.reads]
-            reads = [(v, b, self._leaf(part, v)) for v, b, part in parts] if keep else parts
+            reads = [(v, b, leaf(part, v.name in self.needs)) for v, b, part in parts] if keep else parts
             held = {(v.name, b): tensor for v, b, tensor in reads}
-            return RunTile(reads, run_tile(program, held, getter(env, sides), stage.target))
+            return RunTile(reads, run_tile(program, held, sides.get))
 
     def _forward_globals(
         self, group: Globals, env: dict[str, Any], maps: dict[str, DenseMap], record: Record | None
@@ -206,7 +205,7 @@ class Runner:
         leaves: dict[str, Any] = {}
         for value in group.reads:
             tensor = maps[value.name].tensor if value.spatial else env[value.name]
-            leaves[value.name] = self._leaf(tensor, value) if record is not None else tensor
+            leaves[value.name] = leaf(tensor, value.name in self.needs) if record is not None else tensor
         made = dict(leaves)
 
         def get(value: Value) -> Any:
@@ -225,16 +224,6 @@ class Runner:
         if record is not None:
             results = {v.name: made[v.name] for v in group.results if _has_graph(made[v.name])}
             record.groups[group] = ({n: leaf for n, leaf in leaves.items() if n in self.needs}, results)
-
-    def _leaf(self, tensor: Any, value: Value) -> Any:
-        """An alias to differentiate by, where a gradient is needed; see NOTE [Backward of a tile]."""
-        if not isinstance(tensor, Tensor):
-            return tensor
-        alias = tensor.detach()
-        return alias.requires_grad_() if value.name in self.needs else alias
-
-    def _aliases(self, stage: Stage, env: dict[str, Any]) -> dict[str, Any]:
-        return {value.name: self._leaf(env[value.name], value) for value in stage.side}
 
     # --------------------------------------------------------------- backward
 
@@ -287,22 +276,23 @@ class Runner:
             for box in stage.boxes():
                 gradients.add_box(stage.target, box, pull.at(box, record.maps[stage.target.name].read(box)))
             return
-        sides, kept = record.kept.get(stage) or (self._aliases(stage, record.env), {})
+        sides, kept = record.kept.get(stage) or (Sides(stage, record.env, self.needs), {})
         for box in stage.boxes():
             tile = kept.get(box) or self._recomputed(stage, box, record, sides)
             if not retain:
                 kept.pop(box, None)
             self._backward_tile(stage, box, tile, pull, sides, gradients, retain and box in kept)
             del tile  # or it would live on while the next one is computed
+        sides.pull(gradients, retain)
 
-    def _recomputed(self, stage: Stage, box: Box, record: Record, sides: dict[str, Any]) -> RunTile:
+    def _recomputed(self, stage: Stage, box: Box, record: Record, sides: Sides) -> RunTile:
         program = stage.program(box)
         with torch.enable_grad():
-            reads = [(v, b, self._leaf(record.maps[v.name].read(b), v)) for v, b in program.reads]
+            reads = [(v, b, leaf(record.maps[v.name].read(b), v.name in self.needs)) for v, b in program.reads]
             held = {(v.name, b): tensor for v, b, tensor in reads}
             # Backward can do without the values of the target, unless sums over them need them and no map has them.
             ghost = stage.stored or not stage.reductions
-            return RunTile(reads, run_tile(program, held, getter(record.env, sides), stage.target, ghost))
+            return RunTile(reads, run_tile(program, held, sides.get, ghost))
 
     def _backward_tile(
         self,
@@ -310,25 +300,23 @@ class Runner:
         box: Box,
         tile: RunTile,
         pull: Pull,
-        sides: dict[str, Any],
+        sides: Sides,
         gradients: Gradients,
         retain: bool,
     ) -> None:
         if not tile.result.requires_grad:
             return
         leaves = [(v, b, t) for v, b, t in tile.reads if t.requires_grad]
-        trained = [(v, sides[v.name]) for v in stage.side if v.name in self.needs]
         pulled = torch.autograd.grad(
             tile.result,
-            [t for _, _, t in leaves] + [t for _, t in trained],
+            (*(t for _, _, t in leaves), *sides.leaves),
             pull.at(box, tile.result),
             retain_graph=retain,
             allow_unused=True,
         )
         for (value, part, _), one in zip(leaves, pulled, strict=False):
             gradients.add_box(value, part, one)
-        for (value, _), one in zip(trained, pulled[len(leaves) :], strict=True):
-            gradients.add(value, one)
+        sides.add(pulled[len(leaves) :])
 
 
 @dataclass

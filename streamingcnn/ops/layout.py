@@ -36,7 +36,7 @@ def cat(graph: GraphBuilder, call: Call) -> Lowered:
         present = [tensor for tensor in tile.inputs if tensor is not None]
         return torch.cat(present, dim) if len(present) > 1 else present[0]
 
-    return graph.local(call, Rule(tuple(reads), compute, axes))
+    return graph.local(call, Rule(tuple(reads), compute, axes, fresh=dim not in axes and len(parts) > 1))
 
 
 def _cat_with_globals(graph: GraphBuilder, call: Call, parts: list[Value], axes: tuple[int, ...], dim: int) -> Lowered:

@@ -17,7 +17,7 @@ from ..graph import GraphBuilder
 from .axes import Same
 from .reductions import Moments
 from .registry import Lowered, lowers
-from .rule import Call, Read, Rule, Tile, Value
+from .rule import Affine, Call, Read, Rule, Tile, Value
 
 aten = torch.ops.aten
 
@@ -61,7 +61,7 @@ def affine(graph: GraphBuilder, call: Call, x: Value, scale: Value, shift: Value
         scaled: Tensor = tensor * factor + offset
         return scaled.to(tensor.dtype)
 
-    rule = Rule((Read(x, (Same(),) * len(x.extents)),), compute, x.axes or (), (scale, shift), work=60)
+    rule = Rule((Read(x, (Same(),) * len(x.extents)),), compute, x.axes or (), (scale, shift), work=60, fresh=True)
     return graph.local(call, rule, shape=x.shape)
 
 
@@ -123,6 +123,7 @@ def batch_norm(graph: GraphBuilder, call: Call) -> Lowered:
             _update_running(graph, call, stats, count, mean, variance, call["momentum"])
         # The functional overload also returns new running statistics; the graph's own mutations stand for them.
         return (result, None, None, graph.ignored, graph.ignored) if several else result
+    assert isinstance(mean, Value) and isinstance(variance, Value)
     parameters = (mean, variance, weight, bias)
 
     def compute(tile: Tile) -> Tensor:
@@ -132,7 +133,9 @@ def batch_norm(graph: GraphBuilder, call: Call) -> Lowered:
         return torch.nn.functional.batch_norm(tensor, m, v, w, b, False, 0.0, call["eps"])
 
     side = tuple(p for p in parameters if isinstance(p, Value))
-    result = graph.local(call, Rule((Read(x, (Same(),) * len(x.extents)),), compute, x.axes or (), side, work=30))
+    constants = Affine(mean, variance, weight, bias, call["eps"])
+    reads = (Read(x, (Same(),) * len(x.extents)),)
+    result = graph.local(call, Rule(reads, compute, x.axes or (), side, work=30, fresh=True, affine=constants))
     return (result, None, None, graph.ignored, graph.ignored) if several else result
 
 

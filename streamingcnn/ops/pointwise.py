@@ -6,6 +6,9 @@ that carry no tag are.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -37,10 +40,10 @@ def apply_in_place(graph: GraphBuilder, call: Call, keep_whole: tuple[str, ...] 
     spatial = call.spatial
     if any(len(value.shape) > rank for value in spatial):
         return None
-    places = {tuple(axis + rank - len(value.shape) for axis in value.axes or ()) for value in spatial}
-    if len(places) != 1:
+    aligned = {tuple(axis + rank - len(value.shape) for axis in value.axes or ()) for value in spatial}
+    if len(aligned) != 1:
         return None
-    axes = places.pop()
+    axes = aligned.pop()
     extents = [call.shape[axis] for axis in axes]
     reads = []
     for value in dict.fromkeys(spatial):
@@ -54,7 +57,7 @@ def apply_in_place(graph: GraphBuilder, call: Call, keep_whole: tuple[str, ...] 
     positional = tuple(call.arguments.items())
     index = {read.value.name: k for k, read in enumerate(reads)}
 
-    def compute(tile: Tile) -> Tensor:
+    def arguments_at(tile: Tile) -> dict[str, Any]:
         def whole(value: Value) -> object:
             return tile.inputs[index[value.name]] if value.spatial else tile.get(value)
 
@@ -64,12 +67,66 @@ def apply_in_place(graph: GraphBuilder, call: Call, keep_whole: tuple[str, ...] 
                 return cut_to(tensor, tile, axes, extents, rank)
             return tensor
 
-        arguments = {name: replace_values(given, whole if name in keep_whole else cut) for name, given in positional}
-        result: Tensor = target(**arguments)
+        return {name: replace_values(given, whole if name in keep_whole else cut) for name, given in positional}
+
+    def compute(tile: Tile) -> Tensor:
+        result: Tensor = target(**arguments_at(tile))
         return result
 
+    def over(argument: str) -> Callable[[Tile], Tensor]:
+        in_place = OVER[target]
+
+        def write_over(tile: Tile) -> Tensor:
+            arguments = arguments_at(tile)
+            if argument == "other":  # a sum does not mind which of its terms takes the other
+                arguments["self"], arguments["other"] = arguments["other"], arguments["self"]
+            result: Tensor = in_place(**arguments)
+            return result
+
+        return write_over
+
+    places = {call.arguments[argument]: argument for argument in reversed(_may_overwrite(call))}
     side = tuple(value for value in values_in(tuple(call.arguments.values())) if not value.spatial)
-    return graph.local(call, Rule(tuple(reads), compute, axes, side))
+    return graph.local(
+        call,
+        Rule(
+            tuple(reads),
+            compute,
+            axes,
+            side,
+            fresh=target in FRESH,
+            over=tuple(over(places[read.value]) if read.value in places else None for read in reads),
+        ),
+    )
+
+
+#: Operations whose gradient needs the result at most, by their forms that write it over ``self``.
+OVER = {
+    aten.relu.default: aten.relu_.default,
+    aten.leaky_relu.default: aten.leaky_relu_.default,
+    aten.hardtanh.default: aten.hardtanh_.default,
+    aten.elu.default: aten.elu_.default,
+    aten.sigmoid.default: aten.sigmoid_.default,
+    aten.tanh.default: aten.tanh_.default,
+    aten.add.Tensor: aten.add_.Tensor,
+    aten.sub.Tensor: aten.sub_.Tensor,
+}
+#: Operations with a result of its own that their gradient does not need.
+FRESH = {aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.mul.Scalar}
+
+
+def _may_overwrite(call: Call) -> list[str]:
+    """The arguments that an operation may write its result over."""
+    if call.target not in OVER:
+        return []
+    slope = call.arguments.get("negative_slope", call.arguments.get("alpha", 1))
+    if call.target is aten.add.Tensor:
+        names = ["self", "other"] if slope == 1 else ["self"]
+    elif call.target is aten.sub.Tensor or slope > 0:
+        names = ["self"]
+    else:
+        names = []  # below zero the sign of the result does not tell that of the input
+    return [name for name in names if isinstance(call[name], Value) and call[name].spatial]
 
 
 def cut_to(tensor: Tensor, tile: Tile, axes: tuple[int, ...], extents: list[int], rank: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -14,7 +15,7 @@ from ..boxes import Interval, length
 from ..graph import GraphBuilder
 from .axes import AxisMap, Coarser, Finer, Looked, Same, Spread
 from .registry import Lowered, lowers
-from .rule import Call, Read, Rule, Tile, Value
+from .rule import Call, Linear, Read, Rule, Tile, Value
 from .windows import globals_of, in_order, only_bias, per_axis
 
 aten = torch.ops.aten
@@ -48,7 +49,23 @@ def transposed_convolution(graph: GraphBuilder, call: Call) -> Lowered:
     )
     conv = CONV_TRANSPOSE[count]
 
-    def compute(tile: Tile) -> Tensor:
+    def spread_factor(factor: Tensor) -> Tensor:
+        # The weight is (in, out / groups, *kernel), the groups one after the other along its first dimension.
+        each = factor.view(groups, 1, -1).expand(-1, x.shape[1] // groups, -1)
+        return each.reshape(weight.shape[0], -1, *(1,) * count)
+
+    def rule_of(weight: Value, bias: Value | None) -> Rule:
+        return Rule(
+            (Read(x, spreads),),
+            partial(compute, weight, bias),
+            x.axes or (),
+            globals_of(weight, bias),
+            work=weight.shape[0] / groups * prod(kernel) / prod(stride),
+            cheap=False,
+            linear=Linear(weight, bias, spread_factor, rule_of),
+        )
+
+    def compute(weight: Value, bias: Value | None, tile: Tile) -> Tensor:
         tensor, w, b = tile.inputs[0], tile.get(weight), tile.get(bias)
         if tensor is None:
             return only_bias(x.shape[0], tile, w.shape[1] * groups, w, b)
@@ -69,9 +86,7 @@ def transposed_convolution(graph: GraphBuilder, call: Call) -> Lowered:
             result = result + b.view(1, -1, *(1,) * count)
         return result
 
-    work = weight.shape[0] / groups * prod(kernel) / prod(stride)
-    rule = Rule((Read(x, spreads),), compute, x.axes or (), globals_of(weight, bias), work=work, cheap=False)
-    return graph.local(call, rule)
+    return graph.local(call, rule_of(weight, bias))
 
 
 def _scales(call: Call, x: Value) -> list[float | None]:

@@ -7,7 +7,7 @@ planning. The function sees global coordinates (:class:`Tile`), since borders ar
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
@@ -138,6 +138,35 @@ class Read(NamedTuple):
         return boxes_of(self.need(box))
 
 
+class Prepared(NamedTuple):
+    """A global value that a rule makes from others, once per stage and not once per tile."""
+
+    value: Value
+    run: Callable[..., Tensor]
+    #: Values, and anything else that ``run`` takes.
+    arguments: tuple[Any, ...]
+
+
+class Affine(NamedTuple):
+    """A frozen normalisation, ``(x - mean) / sqrt(variance + eps) * weight + bias`` per channel of dimension 1."""
+
+    mean: Value
+    variance: Value
+    weight: Value | None
+    bias: Value | None
+    eps: float
+
+
+class Linear(NamedTuple):
+    """An operation that is linear in a weight and adds a bias per channel: how it is made with others."""
+
+    weight: Value
+    bias: Value | None
+    #: Gives one factor per channel of the result the shape in which it multiplies the weight.
+    spread: Callable[[Tensor], Tensor]
+    remake: Callable[[Value, Value | None], Rule]
+
+
 @dataclass(frozen=True, eq=False)
 class Rule:
     """A local operation.
@@ -157,11 +186,23 @@ class Rule:
     side: tuple[Value, ...] = ()
     work: float = 30.0
     cheap: bool = field(default=True)
-    #: How many times slower than usual the operation runs on given regions, where that depends on their size.
-    slowness: Callable[[tuple[Region, ...]], float] | None = None
+    #: How many times slower than usual the operation runs on so many pixels of its first read per axis, where that
+    #: depends on their number; lengths may be arrays, for many boxes at once.
+    slowness: Callable[[Sequence[Any]], Any] | None = None
     #: The same as ``compute``, but only differentiable: its result has the right shape and no values. For an
     #: operation whose gradient does not need its result, so that backward need not compute it again.
     ghost: Callable[[Tile], Tensor] | None = None
+    #: Global values made from the side values once per stage; ``compute`` asks for them as for any other.
+    prepared: tuple[Prepared, ...] = ()
+    #: Whether the result is memory of its own that the operation's gradient does not read, so that the next
+    #: operation may write over it.
+    fresh: bool = False
+    #: Per read the same operation written over the tensor of that read; None where its gradient needs that tensor.
+    #: Nothing is given where the operation has no such form.
+    over: tuple[Callable[[Tile], Tensor] | None, ...] = ()
+    #: What :mod:`streamingcnn.fold` needs to know of a convolution, and of the normalisation after it.
+    linear: Linear | None = None
+    affine: Affine | None = None
 
 
 def same_everywhere(value: Value) -> Read:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -11,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..boxes import Interval, Region, sizes
+from ..boxes import Interval, sizes
 from ..graph import GraphBuilder
 from .axes import Window
 from .registry import Lowered, lowers
-from .rule import Call, Read, Rule, Tile, Value
+from .rule import Call, Linear, Read, Rule, Tile, Value
 
 aten = torch.ops.aten
 #: Pooling does no multiply-adds; this is what one element of its window costs, in multiply-adds of a convolution.
@@ -78,28 +79,42 @@ def convolution(graph: GraphBuilder, call: Call) -> Lowered:
         Window(e, k, s, p, d) for e, k, s, p, d in zip(x.extents, kernel, stride, low_pads, dilation, strict=True)
     )
     conv, groups = CONV[count], call["groups"]
+    slow = graph.device.type == "cpu" and has_slow_tiles(x, weight, groups, (*stride, *dilation))
+    even = weight.shape[0] % 2 == 0
 
-    def run(tile: Tile, convolve: Callable[..., Tensor]) -> Tensor:
-        tensor, w, b = tile.inputs[0], tile.get(weight), tile.get(bias)
-        if tensor is None:
-            return only_bias(x.shape[0], tile, w.shape[0], w, b)
-        pads = missing(tile, windows)
-        common = [min(pair) for pair in pads]
-        tensor = pad_by(tensor, [(lo - c, hi - c) for (lo, hi), c in zip(pads, common, strict=True)], 0.0)
-        return convolve(tensor, w, b, stride, common, dilation, groups)
+    def rule_of(weight: Value, bias: Value | None) -> Rule:
+        def run(tile: Tile, convolve: Callable[..., Tensor]) -> Tensor:
+            tensor, w, b = tile.inputs[0], tile.get(weight), tile.get(bias)
+            if tensor is None:
+                return only_bias(x.shape[0], tile, w.shape[0], w, b)
+            pads = missing(tile, windows)
+            common = [min(pair) for pair in pads]
+            tensor = pad_by(tensor, [(lo - c, hi - c) for (lo, hi), c in zip(pads, common, strict=True)], 0.0)
+            if slow and even and count == 3 and is_small(tensor.shape):
+                return in_two_groups(convolve, tensor, w, b, stride, common, dilation)
+            return convolve(tensor, w, b, stride, common, dilation, groups)
 
-    def compute(tile: Tile) -> Tensor:
-        return run(tile, conv)
+        def compute(tile: Tile) -> Tensor:
+            return run(tile, conv)
 
-    def ghost(tile: Tile) -> Tensor:
-        shape = (x.shape[0], weight.shape[0], *sizes(tile.box))
-        return run(tile, lambda *given: GhostConvolution.apply(shape, *given))  # type: ignore[no-untyped-call]
+        def ghost(tile: Tile) -> Tensor:
+            shape = (x.shape[0], weight.shape[0], *sizes(tile.box))
+            return run(tile, lambda *given: GhostConvolution.apply(shape, *given))  # type: ignore[no-untyped-call]
 
-    work = prod(weight.shape[1:])
-    on_cpu = graph.device.type == "cpu" and x.dtype == torch.float32
-    slowness = _reference_kernel(x, kernel, groups) if on_cpu else None
-    rule = Rule((Read(x, windows),), compute, x.axes, globals_of(weight, bias), work, False, slowness, ghost)
-    return graph.local(call, rule)
+        return Rule(
+            (Read(x, windows),),
+            compute,
+            x.axes or (),
+            globals_of(weight, bias),
+            work=prod(weight.shape[1:]),
+            cheap=False,
+            slowness=None if (even and count == 3) or not slow else partial(_slowness, x),
+            ghost=ghost,
+            fresh=True,
+            linear=Linear(weight, bias, lambda factor: factor.view(-1, *(1,) * (count + 1)), rule_of),
+        )
+
+    return graph.local(call, rule_of(weight, bias))
 
 
 class GhostConvolution(torch.autograd.Function):
@@ -130,26 +145,57 @@ class GhostConvolution(torch.autograd.Function):
         return (None, *pulled, None, None, None, None)
 
 
-#: How much slower ATen's own convolution is than oneDNN's, by spatial axes (one thread; 3-D, 16 channels: 6
-#: against 95 thousand million multiply-adds a second).
+# NOTE [Small images on the CPU]
+#
+# For one small image in float32 ATen takes its own reference kernel in place of oneDNN's, 3 to 12 times as slow,
+# forward and backward (`ConvParams::use_mkldnn` in ATen/native/Convolution.cpp). It asks how small from the first
+# four dimensions only, so that nearly every 3-D tile of few channels counts as small, and so does every volume
+# whose one channel is below 143 x 143. A convolution in groups is never sent there. So the same arithmetic is
+# written in two groups: each half of the filters gets the input for itself.
+#
+#     groups=1    x ----> filters 0 .. O-1            groups=2    x ----> filters 0 .. O/2-1
+#                                                                 x ----> filters O/2 .. O-1
+#
+# The weight and the result are the very same tensors; the input, which is small, is there twice.
+
+#: So many numbers in its first four dimensions make an image small.
+SMALL = 20480
+#: How much slower ATen's own convolution is than oneDNN's, by spatial axes, where two groups cannot be made.
 REFERENCE_SLOWNESS = {1: 2.0, 2: 3.0, 3: 12.0}
 
 
-def _reference_kernel(x: Value, kernel: Sequence[int], groups: int) -> Callable[[tuple[Region, ...]], float] | None:
-    """Whether ATen would take its reference kernel on the CPU: for one small image in float32 it does.
+def has_slow_tiles(x: Value, weight: Value, groups: int, steps: tuple[int, ...]) -> bool:
+    """Whether ATen takes its reference kernel for a small tile; ``steps`` are the strides and dilations."""
+    if x.dtype != torch.float32 or x.shape[0] > 1 or groups > 1:
+        return False
+    kernel = (1, *weight.shape[2:])[-2:]
+    if min(kernel) > 3:
+        return False
+    # One thread runs a 1x1 kernel by a matrix product, which is fast.
+    return max(kernel) > 1 or any(step > 1 for step in steps) or torch.get_num_threads() > 1
 
-    The condition is that of ``ConvParams::use_mkldnn`` in ATen/native/Convolution.cpp; it counts the first four
-    dimensions only, so a 3-D tile may be thin along its last axis but not along the first two.
+
+def is_small(shape: Sequence[int]) -> bool:
+    """Whether an image of this shape, batch and channels included, is small."""
+    return prod(shape[:4]) <= SMALL
+
+
+def in_two_groups(
+    convolve: Callable[..., Tensor], tensor: Tensor, weight: Tensor, bias: Tensor | None, *how: Any
+) -> Tensor:
+    """A convolution of two groups that equals the one of one group; see NOTE [Small images on the CPU].
+
+    >>> x, w = torch.rand(1, 3, 5, 5), torch.rand(4, 3, 3, 3)
+    >>> torch.allclose(in_two_groups(F.conv2d, x, w, None, 1, 0, 1), F.conv2d(x, w))
+    True
     """
-    if groups > 1 or x.shape[0] > 1 or x.shape[1] < 4 or (len(kernel) > 1 and min(kernel[-2:]) > 3):
-        return None
+    return convolve(torch.cat((tensor, tensor), 1), weight, bias, *how, 2)
 
-    def slowness(regions: tuple[Region, ...]) -> float:
-        lengths = [sum(high - low for low, high in intervals) for intervals in regions[0]]
-        small = x.shape[1] * prod(lengths[:2]) <= 20480
-        return REFERENCE_SLOWNESS[len(lengths)] if small else 1.0
 
-    return slowness
+def _slowness(x: Value, lengths: Sequence[Any]) -> Any:
+    """How many times slower than oneDNN the convolution is on so many pixels of its input, per axis."""
+    small = prod((*x.shape[:2], *lengths)[:4]) <= SMALL
+    return 1.0 + (REFERENCE_SLOWNESS[len(lengths)] - 1.0) * small
 
 
 def globals_of(*arguments: Any) -> tuple[Value, ...]:
@@ -162,7 +208,8 @@ def only_bias(batch: int, tile: Tile, channels: int, weight: Tensor, bias: Tenso
     shape = (batch, channels, *sizes(tile.box))
     if bias is None:
         return weight.new_zeros(shape)
-    return bias.view(1, -1, *(1,) * len(tile.box)).expand(shape)
+    # Memory of its own, never the bias itself: the next operation may write over it.
+    return bias.view(1, -1, *(1,) * len(tile.box)).expand(shape).clone(memory_format=torch.contiguous_format)
 
 
 def _pool_windows(x: Value, call: Call) -> tuple[Window, ...]:

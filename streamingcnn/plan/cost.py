@@ -50,8 +50,10 @@ def arithmetic(node: Local, box: Box) -> float:
 def box_work(node: Local, box: Box) -> float:
     """The multiply-adds of one operation on one box, weighted by how slow it is on a box of that size."""
     rule = node.rule
-    slower = rule.slowness(tuple(read.need(box) for read in rule.reads)) if rule.slowness is not None else 1.0
-    return arithmetic(node, box) * slower
+    if rule.slowness is None:
+        return arithmetic(node, box)
+    lengths = [sum(high - low for low, high in intervals) for intervals in rule.reads[0].need(box)]
+    return arithmetic(node, box) * float(rule.slowness(lengths))
 
 
 def stage_work(stage: Stage, of: Callable[[Local, Box], float] = box_work) -> float:
@@ -63,5 +65,5 @@ def stage_work(stage: Stage, of: Callable[[Local, Box], float] = box_work) -> fl
 def tile_bytes(stage: Stage) -> int:
     """The bytes of every value a typical tile makes or reads: about what its autograd graph keeps."""
     needed = stage.needs(typical_box(stage))
-    values = (*(node.value for node in stage.nodes), *stage.frontier)
+    values = (*(node.value for node in stage.nodes if node.value.name not in stage.over), *stage.frontier)
     return sum(elements(v, box) * v.dtype.itemsize for v in values for box in needed[v.name])

@@ -9,7 +9,7 @@ has seen, so that storing or dropping one map costs a look at the few stages aro
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..graph import Given, Graph, Plain, Reduced
 from ..ops.rule import Value
@@ -19,14 +19,6 @@ from .options import Option, Piece
 from .peak import plain_bytes
 from .stages import Globals, Stage, build_steps, must_store, stage_of
 from .times import Times
-
-
-@dataclass(frozen=True)
-class Draft:
-    """Stored nodes, and how the stages run that keep their graphs."""
-
-    stored: frozenset[str]
-    kept: dict[Piece, Option] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -52,12 +44,26 @@ class Outcome:
 class Group:
     """The plain nodes of one phase, by what matters here."""
 
+    place: int
     reads: tuple[Value, ...]
     results: tuple[Value, ...]
     bytes: int
 
 
 Entry = Piece | Group
+
+
+@dataclass(frozen=True)
+class Draft:
+    """Stored nodes, the steps between them, and how those stages run that keep their graphs."""
+
+    stored: frozenset[str]
+    entries: tuple[Entry, ...]
+    kept: dict[Piece, Option] = field(default_factory=dict)
+
+    def keeping(self, piece: Piece, option: Option) -> Draft:
+        """The same, with one more stage that keeps its graphs."""
+        return replace(self, kept={**self.kept, piece: option})
 
 
 class Workshop:
@@ -71,8 +77,10 @@ class Workshop:
         steps = build_steps(graph, set(self.fixed | optional))
         #: The order of the forward: names of values that may be stages, and groups of plain nodes.
         self.order: list[str | Group] = [
-            Group(s.reads, s.results, plain_bytes(s)) if isinstance(s, Globals) else s.name for s in steps
+            Group(k, s.reads, s.results, plain_bytes(s)) if isinstance(s, Globals) else s.name
+            for k, s in enumerate(steps)
         ]
+        self.place = {step: k for k, step in enumerate(self.order) if isinstance(step, str)}
         self.reductions: dict[str, tuple[Reduced, ...]] = {s.name: s.reductions for s in steps if isinstance(s, Stage)}
         whole = {n for n, node in graph.nodes.items() if isinstance(node, Plain) and node.value.spatial}
         self.inputs = frozenset(v.name for v in graph.inputs.values() if v.spatial)
@@ -103,13 +111,39 @@ class Workshop:
         known.append(piece)
         return piece
 
-    def entries(self, stored: frozenset[str]) -> list[Entry]:
-        """The steps of a draft, in the order of the forward."""
-        return [
+    def draft(self, stored: frozenset[str]) -> Draft:
+        """The draft that stores these nodes."""
+        entries = (
             step if isinstance(step, Group) else self.piece(step, stored)
             for step in self.order
-            if isinstance(step, Group) or step in stored or step in self.fixed or self.reductions[step]
-        ]
+            if isinstance(step, Group) or self.makes(step, stored)
+        )
+        return Draft(stored, tuple(entries))
+
+    def makes(self, name: str, stored: frozenset[str]) -> bool:
+        """Whether a value is the target of a stage."""
+        return name in stored or name in self.fixed or bool(self.reductions[name])
+
+    def toggled(self, draft: Draft, name: str) -> Draft:
+        """The draft that stores one node more, or less; what is far from it stays as it is."""
+        drops = name in draft.stored
+        stored = draft.stored - {name} if drops else draft.stored | {name}
+        entries: list[Entry] = []
+        for entry in draft.entries:
+            if not isinstance(entry, Piece):
+                entries.append(entry)
+            elif entry.target.name != name:
+                touched = name in (entry.reads if drops else entry.inside)
+                entries.append(self.piece(entry.target.name, stored) if touched else entry)
+        if self.makes(name, stored):
+            entries.append(self.piece(name, stored))
+            entries.sort(key=self.position)
+        alive = set(entries)
+        return Draft(stored, tuple(entries), {p: option for p, option in draft.kept.items() if p in alive})
+
+    def position(self, entry: Entry) -> int:
+        """Where a step comes in the forward."""
+        return entry.place if isinstance(entry, Group) else self.place[entry.target.name]
 
     # ------------------------------------------------------------------ what a draft costs
 
@@ -121,11 +155,10 @@ class Workshop:
             budget: bytes that a step may take.
             least: bytes that a tile may take even where the maps leave less; the step is over its budget then.
         """
-        entries = self.entries(draft.stored)
-        forward, backward = self._standing(entries, draft)
+        forward, backward = self._standing(draft)
         seconds, over, highest, peak = 0.0, 0, 0, 0
         options: dict[Piece, Option] = {}
-        for k, entry in enumerate(entries):
+        for k, entry in enumerate(draft.entries):
             ahead, behind = forward[k], backward[k]
             if isinstance(entry, Piece):
                 option = draft.kept.get(entry)
@@ -143,7 +176,7 @@ class Workshop:
                 peak, highest = height, k
         return Outcome(seconds, over, highest, peak, options)
 
-    def lives(self, entries: list[Entry]) -> dict[str, tuple[int, int]]:
+    def lives(self, entries: Sequence[Entry]) -> dict[str, tuple[int, int]]:
         """By stored map: the position of the step that makes it, and of the last that reads it."""
         made: dict[str, tuple[int, int]] = {}
         for k, entry in enumerate(entries):
@@ -156,17 +189,17 @@ class Workshop:
                 made[entry.target.name] = (k, k)
         return {n: (first, len(entries) if n in self.outputs else last) for n, (first, last) in made.items()}
 
-    def _standing(self, entries: list[Entry], draft: Draft) -> tuple[list[int], list[int]]:
+    def _standing(self, draft: Draft) -> tuple[list[int], list[int]]:
         """Per step the bytes beside its tile, in forward and in backward: maps, their gradients, kept graphs."""
-        count = len(entries)
+        count = len(draft.entries)
         forward, backward = [0] * (count + 1), [0] * (count + 2)
-        for name, (first, last) in self.lives(entries).items():
+        for name, (first, last) in self.lives(draft.entries).items():
             size = self.bytes_of[name]
             # The map lives from its making to its maker's backward, its gradient from its last reader's backward.
             forward[first] += size
             backward[first] += 2 * size
             backward[min(last, count) + 1] -= size
-        for k, entry in enumerate(entries):
+        for k, entry in enumerate(draft.entries):
             graphs = entry.bytes if isinstance(entry, Group) else draft.kept[entry].kept if entry in draft.kept else 0
             forward[k] += graphs
             backward[k] += graphs

@@ -14,7 +14,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from math import prod
 
 import numpy as np
@@ -22,6 +22,7 @@ import numpy as np
 from ..boxes import Interval, merge
 from ..graph import Graph, Local, Reduced
 from ..ops.rule import Value
+from .reuse import overwriting
 from .stages import Stage
 from .times import Array, Times, kind_of, units_of
 
@@ -106,7 +107,7 @@ class Piece:
         self.reductions, self.stored, self.times, self.image = reductions, stored, times, image
         self.values = (*frontier, *(node.value for node in nodes))
         self._at = {value.name: k for k, value in enumerate(self.values)}
-        self._lengths: dict[tuple[int, int], tuple[Array, Array]] = {}
+        self._lines: dict[int, tuple[Array, Array, Array, Array]] = {}
         #: The tiles to consider; None considers many.
         self.tiles: list[tuple[int, ...]] | None = None
         self.reads = frozenset(value.name for value in frontier)
@@ -116,20 +117,42 @@ class Piece:
 
     # ------------------------------------------------------------------ lengths, axis by axis
 
-    def lengths(self, axis: int, step: int) -> tuple[Array, Array]:
-        """Per value: the pixels of a typical tile along an axis, and those of all tiles together."""
-        if (axis, step) not in self._lengths:
-            extent = self.target.extents[axis]
-            count = -(-extent // step)
-            middle = self._of_interval(axis, ((count // 2) * step, min((count // 2 + 1) * step, extent)))
-            if count == 1:
-                self._lengths[axis, step] = middle, middle
-            else:
-                first = self._of_interval(axis, (0, step))
-                last = self._of_interval(axis, ((count - 1) * step, extent))
-                typical = first if count == 2 else middle
-                self._lengths[axis, step] = typical, first + last + (count - 2) * typical
-        return self._lengths[axis, step]
+    def lengths(self, axis: int, steps: Array) -> tuple[Array, Array]:
+        """Per step and value: the pixels of a typical tile along an axis, and those of all tiles together."""
+        extent = self.target.extents[axis]
+        slope, halo, border, whole = self._line(axis)
+        counts = np.ceil(extent / steps)[:, None]
+        rest = extent - (counts - 1) * steps[:, None]
+        typical = np.minimum(slope * steps[:, None] + halo, whole)
+        total = (counts - 1) * typical + np.minimum(slope * rest + halo, whole) - border
+        return np.where(counts == 1, whole, typical), np.where(counts == 1, whole, np.maximum(total, whole))
+
+    def _line(self, axis: int) -> tuple[Array, Array, Array, Array]:
+        """What an interval of n pixels needs of each value along an axis, as ``slope * n + halo``.
+
+        Two intervals in the middle of the map give the line, one at either end what the border cuts off all tiles
+        together, the whole map the most there is.
+        """
+        extent = self.target.extents[axis]
+        alike = next((a for a in self._lines if extent == self.target.extents[a] and self._alike(a, axis)), None)
+        if alike is not None:
+            self._lines[axis] = self._lines[alike]
+        if axis not in self._lines:
+            whole = self._of_interval(axis, (0, extent))
+            few, many = max(1, extent // 16), max(1, extent // 4)
+            low, middle = extent // 2, extent // 2
+            short = self._of_interval(axis, (low, low + few))
+            long = self._of_interval(axis, (middle - many // 2, middle - many // 2 + many))
+            slope = (long - short) / (many - few) if many > few else whole / extent
+            halo = np.maximum(long - slope * many, 0.0)
+            first, last = self._of_interval(axis, (0, many)), self._of_interval(axis, (extent - many, extent))
+            border = np.maximum(2 * long - first - last, 0.0)
+            self._lines[axis] = (slope, halo, border, whole)
+        return self._lines[axis]
+
+    def _alike(self, a: int, b: int) -> bool:
+        """Whether two axes are the same for every operation."""
+        return all(read.maps[a] == read.maps[b] for node in self.nodes for read in node.rule.reads)
 
     def _of_interval(self, axis: int, interval: Interval) -> Array:
         wanted: list[list[Interval]] = [[] for _ in self.values]
@@ -161,24 +184,33 @@ class Piece:
         return np.array([value.dtype.itemsize for value in self.values], dtype=np.float64)
 
     @cached_property
+    def _memory_of(self) -> list[int]:
+        """Per value the one whose memory it is: a view's, an overwritten input's, or its own."""
+        over = overwriting(self.nodes)
+        memory = list(range(len(self.values)))
+        for k, node in enumerate(self.nodes, start=len(self.frontier)):
+            if node.op in VIEWS:
+                memory[k] = memory[self._at[node.rule.reads[0].value.name]]
+            elif node.value.name in over:
+                memory[k] = memory[self._at[node.rule.reads[over[node.value.name]].value.name]]
+        return memory
+
+    @cached_property
     def _owned(self) -> Array:
-        """1 for values that hold bytes of their own: neither read from a map nor a view of another."""
-        return np.array([0.0] * len(self.frontier) + [0.0 if n.op in VIEWS else 1.0 for n in self.nodes])
+        """1 for values that hold memory of their own, and none of a stored map."""
+        count = len(self.frontier)
+        return np.array([float(k >= count and memory == k) for k, memory in enumerate(self._memory_of)])
 
     @cached_property
     def _saved(self) -> Array:
-        """1 for values that autograd saves."""
+        """1 for values whose memory autograd keeps."""
         saved = np.zeros(len(self.values))
         for node in self.nodes:
             if node.op in SAVES_RESULT:
-                saved[self._at[node.value.name]] = 1
+                saved[self._memory_of[self._at[node.value.name]]] = 1
             elif node.op not in SAVES_NOTHING and node.op not in VIEWS:
                 for read in node.rule.reads:
-                    saved[self._at[read.value.name]] = 1
-        # A view that is saved holds what it looks at.
-        for node in reversed(self.nodes):
-            if node.op in VIEWS and saved[self._at[node.value.name]]:
-                saved[self._at[node.rule.reads[0].value.name]] = 1
+                    saved[self._memory_of[self._at[read.value.name]]] = 1
         return saved * self._owned
 
     @cached_property
@@ -188,11 +220,12 @@ class Piece:
 
     @cached_property
     def _alive(self) -> Array:
-        """By step and value: whether the value lives during the step, when dead values are dropped at once."""
+        """By step and value: whether its memory lives during the step, when dead values are dropped at once."""
         last = list(range(len(self.values)))
         for k, node in enumerate(self.nodes, start=len(self.frontier)):
             for read in node.rule.reads:
-                last[self._at[read.value.name]] = k
+                last[self._memory_of[self._at[read.value.name]]] = k
+            last[self._memory_of[k]] = max(last[self._memory_of[k]], k)
         steps = np.arange(len(self.values))[:, None]
         return ((np.arange(len(self.values)) <= steps) & (steps <= np.array(last))).astype(np.float64)
 
@@ -238,42 +271,35 @@ class Piece:
 
     def within(self, limit: int) -> Option:
         """The fastest option whose backward takes no more bytes, else the smallest."""
-        front = self.recomputed
-        return front[max(0, bisect_right(front, limit, key=lambda option: option.working) - 1)]
+        return self.recomputed[max(0, bisect_right(self._limits, limit) - 1)]
+
+    @cached_property
+    def _limits(self) -> list[int]:
+        return [option.working for option in self.recomputed]
 
     def correct(self, ratios: Sequence[float]) -> None:
         """Multiply the bytes of every option by what measuring one of them showed."""
         self.corrections = tuple(known * ratio for known, ratio in zip(self.corrections, ratios, strict=True))
-        for name in ("options", "recomputed", "keeping"):
+        for name in ("options", "recomputed", "keeping", "_limits"):
             self.__dict__.pop(name, None)
 
     def at(self, tiles: Sequence[tuple[int, ...]]) -> list[Option]:
         """The options of given tiles."""
         typical, total = self._depths, self._depths
-        for axis in range(len(self.target.extents)):
-            pairs = [self.lengths(axis, tile[axis]) for tile in tiles]
-            typical = typical * np.stack([pair[0] for pair in pairs])
-            total = total * np.stack([pair[1] for pair in pairs])
-        counts = np.array([_count(self.target.extents, tile) for tile in tiles], dtype=np.float64)
-        forward, last, backward = self._seconds(typical, total, counts, tiles)
+        steps = np.array(tiles, dtype=np.float64)
+        along = [self.lengths(axis, steps[:, axis]) for axis in range(steps.shape[1])]
+        for one, all_of_them in along:
+            typical, total = typical * one, total * all_of_them
+        counts = np.ceil(np.array(self.target.extents) / steps).prod(axis=1)
+        forward, last, backward = self._seconds(typical, total, counts, [one for one, _ in along])
         running, saved, working = self._bytes(typical)
+        columns = (counts, forward, forward - last, backward, running, saved, working)
         return [
-            Option(
-                tile,
-                int(counts[k]),
-                float(forward[k]),
-                float(forward[k] - last[k]),
-                float(backward[k]),
-                int(running[k]),
-                int(saved[k]),
-                int(working[k]),
-            )
-            for k, tile in enumerate(tiles)
+            Option(tile, int(n), float(f), float(a), float(b), int(r), int(s), int(w))
+            for tile, n, f, a, b, r, s, w in zip(tiles, *columns, strict=True)
         ]
 
-    def _seconds(
-        self, typical: Array, total: Array, counts: Array, tiles: Sequence[tuple[int, ...]]
-    ) -> tuple[Array, Array, Array]:
+    def _seconds(self, typical: Array, total: Array, counts: Array, along: list[Array]) -> tuple[Array, Array, Array]:
         """Seconds of all tiles: forward, the part of it that backward need not repeat, and backward."""
         times, offset = self.times, len(self.frontier)
         bytes_of, all_bytes = typical * self._itemsizes, total * self._itemsizes
@@ -285,7 +311,7 @@ class Piece:
         # Every tile brings every weight into the processor's own layout, and adds to every weight's gradient.
         weights = counts * self._weights * self._memory[0]
         forward, backward = forward + 2 * weights, backward + 6 * weights
-        last = np.zeros(len(tiles))
+        last = np.zeros(len(counts))
         for kind, positions in self._kinds.items():
             if kind == "free":
                 continue
@@ -298,7 +324,7 @@ class Piece:
             back = units * width * times.rate(kind, True, size)
             for column, k in enumerate(positions):
                 node = self.nodes[k]
-                slow = self._slowness(node, typical, tiles)
+                slow = self._slowness(node, along)
                 if all(read.value.name in self.image for read in node.rule.reads) and "first" not in kind:
                     back[:, column] *= 0.5 if node.rule.side else 0.0
                 forward = forward + ahead[:, column] * slow
@@ -332,16 +358,12 @@ class Piece:
         copy = self.times.rates["copy"].forward
         return copy[2] * 1e-9, copy[3] * 1e-9
 
-    def _slowness(self, node: Local, typical: Array, tiles: Sequence[tuple[int, ...]]) -> Array | float:
+    def _slowness(self, node: Local, along: list[Array]) -> Array | float:
         if node.rule.slowness is None:
             return 1.0
-        read = node.rule.reads[0]
-        at = self._at[read.value.name]
-        found = []
-        for tile in tiles:
-            lengths = [int(self.lengths(axis, step)[0][at]) for axis, step in enumerate(tile)]
-            found.append(node.rule.slowness((tuple(((0, length),) for length in lengths),)))
-        return np.array(found)
+        at = self._at[node.rule.reads[0].value.name]
+        found: Array = node.rule.slowness([lengths[:, at] for lengths in along])
+        return found
 
     def _bytes(self, typical: Array) -> tuple[Array, Array, Array]:
         """Bytes of one tile: the height of its forward, what autograd saves, the height of its backward."""
@@ -355,7 +377,8 @@ class Piece:
         return running * f, saved * s, working * w
 
 
-def candidate_tiles(extents: Sequence[int]) -> list[tuple[int, ...]]:
+@lru_cache(maxsize=256)
+def candidate_tiles(extents: tuple[int, ...]) -> list[tuple[int, ...]]:
     """Tiles to consider: equal cuts of every axis, strips, slabs, and shapes between; the largest first."""
     steps = [
         list(

@@ -23,6 +23,7 @@ from ..boxes import Box, full
 from ..graph import Given, Graph
 from ..memory import LiveBytes
 from ..ops.rule import Value
+from ..sides import Sides
 from ..tile import run_tile
 from .cost import map_bytes, tile_bytes, typical_box
 from .stages import Globals, Stage
@@ -150,17 +151,15 @@ def measure_tile(stage: Stage, box: Box) -> tuple[int, int, int]:
         return not (isinstance(node, Given) and node.source != "parameter")
 
     env = {value.name: meta(value, value.shape, trained(value)) for value in stage.side}
+    sides = Sides(stage, env, {value.name for value in stage.side if trained(value)})
     reads = [
         (value, part, meta(value, _box_shape(value, part), value is not stage.graph.image))
         for value, part in program.reads
     ]
 
-    def get(argument: Any) -> Any:
-        return env[argument.name] if isinstance(argument, Value) else argument
-
     def run(grad: bool, ghost: bool = False) -> Tensor:
         with torch.set_grad_enabled(grad):
-            return run_tile(program, {(v.name, b): t for v, b, t in reads}, get, stage.target, ghost)
+            return run_tile(program, {(v.name, b): t for v, b, t in reads}, sides.get, ghost)
 
     if not stage.nodes:
         return 0, 0, elements_bytes(stage)
@@ -172,8 +171,7 @@ def measure_tile(stage: Stage, box: Box) -> tuple[int, int, int]:
         saved = live.current
         if tile.requires_grad:
             leaves = [t for _, _, t in reads if t.requires_grad]
-            sides = [t for t in env.values() if isinstance(t, Tensor) and t.requires_grad]
-            given = torch.autograd.grad(tile, leaves + sides, torch.empty_like(tile), allow_unused=True)
+            given = torch.autograd.grad(tile, (*leaves, *sides.leaves), torch.empty_like(tile), allow_unused=True)
             del given
     return forward, saved, live.peak
 

@@ -18,7 +18,9 @@ same graph, budget and constants give the same plan.
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ..graph import Graph
 from ..memory import format_bytes
@@ -101,16 +103,16 @@ def search(graph: Graph, budget: int, times: Times, image_tile: Sequence[int] | 
 def smallest(graph: Graph, times: Times, image_tile: Sequence[int] | None = None) -> Steps:
     """The steps of the plan that takes the fewest bytes, at any price in time."""
     found = Search(graph, 1, times, image_tile)
-    best: tuple[int, float, Draft, Outcome] | None = None
-    stored = found.workshop.fixed | frozenset(found.workshop.optional)
+    draft = found.everything
+    best, extra = (draft, found.outcome(draft, 0)), dict[str, float]()
     while True:
-        outcome = found.outcome(Draft(stored), 0)
-        if best is None or (outcome.peak, outcome.seconds) < best[:2]:
-            best = (outcome.peak, outcome.seconds, Draft(stored), outcome)
-        name = found.least_worth(stored, outcome, {}, 0)
+        outcome = found.outcome(draft, 0)
+        if (outcome.peak, outcome.seconds) < (best[1].peak, best[1].seconds):
+            best = (draft, outcome)
+        name = found.least_worth(draft, outcome, extra, 0)
         if name is None:
-            return found.steps(best[2], best[3])
-        stored -= {name}
+            return found.steps(*best)
+        draft = found.dropped(draft, name, extra)
 
 
 class Search:
@@ -139,85 +141,84 @@ class Search:
     def outcome(self, draft: Draft, least: int) -> Outcome:
         return self.workshop.outcome(draft, self.target, least)
 
+    @property
+    def everything(self) -> Draft:
+        """The draft that stores all that is worth storing."""
+        return self.workshop.draft(self.workshop.fixed | frozenset(self.workshop.optional))
+
     def fitted(self, least: int) -> Draft:
         """Drop stored maps, those first that save most at the highest moment for the least time, until it fits."""
-        stored = self.workshop.fixed | frozenset(self.workshop.optional)
-        extra: dict[str, float] = {}
+        draft, extra = self.everything, dict[str, float]()
         while True:
-            outcome = self.outcome(Draft(stored), least)
-            dropped = self.least_worth(stored, outcome, extra, least) if outcome.over else None
-            if dropped is None:
-                return Draft(stored)
-            for name in self.around(dropped, stored):
-                extra.pop(name, None)
-            stored -= {dropped}
+            outcome = self.outcome(draft, least)
+            name = self.least_worth(draft, outcome, extra, least) if outcome.over else None
+            if name is None:
+                return draft
+            draft = self.dropped(draft, name, extra)
 
-    def least_worth(self, stored: frozenset[str], outcome: Outcome, extra: dict[str, float], least: int) -> str | None:
+    def least_worth(self, draft: Draft, outcome: Outcome, extra: dict[str, float], least: int) -> str | None:
         """The map that saves most for the least time; ``extra`` remembers the seconds that each would cost."""
         workshop = self.workshop
-        optional = [name for name in workshop.optional if name in stored]
+        optional = [name for name in workshop.optional if name in draft.stored]
+        if not optional:
+            return None
+        readers = self.readers(draft)
         for name in optional:
             if name not in extra:
-                extra[name] = self.extra_seconds(name, stored, least)
-        lives = workshop.lives(workshop.entries(stored))
+                extra[name] = self.extra_seconds(draft, name, readers[name], least)
+        lives = workshop.lives(draft.entries)
         floor = 1e-3 * outcome.seconds
-        worth = {
-            name: workshop.bytes_of[name] * _presence(lives[name], outcome.highest) / max(extra[name], floor)
-            for name in optional
-        }
-        return max(optional, key=worth.__getitem__, default=None)
 
-    def extra_seconds(self, name: str, stored: frozenset[str], least: int) -> float:
+        def worth(name: str) -> float:
+            return workshop.bytes_of[name] * _presence(lives[name], outcome.highest) / max(extra[name], floor)
+
+        return max(optional, key=worth)
+
+    def extra_seconds(self, draft: Draft, name: str, readers: list[Piece], least: int) -> float:
         """How much longer a step takes where a node is not stored."""
-        workshop = self.workshop
-        without = stored - {name}
-        own = workshop.piece(name, stored).within(least).recompute
+        workshop, without = self.workshop, draft.stored - {name}
+        seconds = -workshop.piece(name, draft.stored).within(least).recompute
         if workshop.reductions[name]:
-            own -= workshop.piece(name, without).within(least).recompute
-        readers = self.readers(name, stored)
-        return (
-            sum(
-                workshop.piece(reader, without).within(least).recompute
-                - workshop.piece(reader, stored).within(least).recompute
-                for reader in readers
-            )
-            - own
-        )
+            seconds += workshop.piece(name, without).within(least).recompute
+        for reader in readers:
+            longer = workshop.piece(reader.target.name, without)
+            seconds += longer.within(least).recompute - reader.within(least).recompute
+        return seconds
 
-    def readers(self, name: str, stored: frozenset[str]) -> list[str]:
-        """The stages that read a stored node."""
-        return [
-            entry.target.name
-            for entry in self.workshop.entries(stored)
-            if isinstance(entry, Piece) and name in entry.reads and entry.target.name != name
-        ]
+    @staticmethod
+    def readers(draft: Draft) -> dict[str, list[Piece]]:
+        """By stored node the stages that read it."""
+        found: dict[str, list[Piece]] = {name: [] for name in draft.stored}
+        for entry in draft.entries:
+            if isinstance(entry, Piece):
+                for name in entry.reads & draft.stored - {entry.target.name}:
+                    found[name].append(entry)
+        return found
 
-    def around(self, name: str, stored: frozenset[str]) -> set[str]:
-        """The nodes whose own worth may change when one is dropped: it, its readers, what they all read."""
-        readers = self.readers(name, stored)
-        pieces = [self.workshop.piece(n, stored) for n in (name, *readers)]
-        return {name, *readers, *(read for piece in pieces for read in piece.reads)}
+    def dropped(self, draft: Draft, name: str, extra: dict[str, float]) -> Draft:
+        """A draft without one map; forget the seconds of those around it: its readers, and what they all read."""
+        readers = self.readers(draft)[name]
+        for piece in (self.workshop.piece(name, draft.stored), *readers):
+            extra.pop(piece.target.name, None)
+            for read in piece.reads:
+                extra.pop(read, None)
+        return self.workshop.toggled(draft, name)
 
     # ------------------------------------------------------------------ 2: store or drop single maps
 
     def improved(self, draft: Draft) -> Draft:
         """Store or drop one map at a time, for as long as the step becomes faster."""
         best = self.outcome(draft, 0)
-        trials, waiting = TRIALS, list(self.workshop.optional)
+        names = self.workshop.optional
+        waiting, trials = deque(names), max(TRIALS, len(names))
         while waiting and trials:
-            name = waiting.pop(0)
             trials -= 1
-            other = self._toggled(draft, name)
+            other = self.workshop.toggled(draft, waiting.popleft())
             outcome = self.outcome(other, 0)
             if not outcome.over and outcome.seconds < best.seconds * (1 - 1e-4):
                 draft, best = other, outcome
-                waiting = [n for n in self.workshop.optional if n != name]
+                waiting = deque((*waiting, *(name for name in names if name not in waiting)))
         return draft
-
-    def _toggled(self, draft: Draft, name: str) -> Draft:
-        stored = draft.stored - {name} if name in draft.stored else draft.stored | {name}
-        alive = set(self.workshop.entries(stored))
-        return Draft(stored, {piece: option for piece, option in draft.kept.items() if piece in alive})
 
     # ------------------------------------------------------------------ 3: keep graphs
 
@@ -226,13 +227,13 @@ class Search:
         best = self.outcome(draft, 0)
         chances = [
             ((best.options[entry].recompute - option.keep) / max(option.kept, 1), k, entry, option)
-            for k, entry in enumerate(self.workshop.entries(draft.stored))
+            for k, entry in enumerate(draft.entries)
             if isinstance(entry, Piece) and entry.nodes
             for option in {entry.keeping[0], entry.keeping[-1], best.options[entry]}
         ]
         chances.sort(key=lambda one: (-one[0], one[1], one[3].tile))
         for _, _, piece, option in chances:
-            other = Draft(draft.stored, {**draft.kept, piece: option})
+            other = draft.keeping(piece, option)
             outcome = self.outcome(other, 0)
             if not outcome.over and outcome.seconds < best.seconds:
                 draft, best = other, outcome
@@ -272,7 +273,7 @@ class Search:
                     )
                 ]
                 piece.correct(ratios)
-        again = self.workshop.outcome(Draft(draft.stored, self._same(draft)), self.target, 0)
+        again = self.outcome(replace(draft, kept=self._same(draft)), 0)
         if not again.over:
             self.target = min(self.target - 1, int(self.target * self.budget / height))
 

@@ -14,13 +14,32 @@ box of every node a box of the target needs:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
+from torch import Tensor
+
 from ..boxes import Box, Region, boxes_of, contains, grid, merge, tiles_in
 from ..graph import Given, Graph, Local, Node, Plain, Reduced
-from ..ops.rule import Value
+from ..ops.rule import Prepared, Read, Tile, Value
+from .reuse import overwriting
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A box of a tensor that the tile holds: its place, and (dimension, start, length) of each dimension cut."""
+
+    place: int
+    crops: tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Pieces side by side along a dimension, as at a circular border."""
+
+    dim: int
+    parts: tuple[Cut | Joined, ...]
 
 
 @dataclass(frozen=True)
@@ -30,18 +49,23 @@ class Step:
     node: Local
     box: Box
     regions: tuple[Region, ...]
-    #: Per read, per box of its region: the box it is cut from (None: nothing is needed).
-    sources: tuple[tuple[Box, ...] | None, ...]
+    #: Per read, where its tensor comes from (None: nothing is needed).
+    inputs: tuple[Cut | Joined | None, ...]
+    #: The rule's function, or the one that writes over an input.
+    compute: Callable[[Tile], Tensor]
 
 
 @dataclass(frozen=True)
 class Program:
-    """All that a tile does: what it reads, its steps in order, what may be dropped after each step."""
+    """All that a tile does: what it reads, its steps in order, what may be dropped after each step.
+
+    The tensors that a tile holds are numbered: first what it reads, then the results of its steps.
+    """
 
     box: Box
     reads: tuple[tuple[Value, Box], ...]
     steps: tuple[Step, ...]
-    dead: tuple[tuple[tuple[str, Box], ...], ...]
+    dead: tuple[tuple[int, ...], ...]
 
 
 @dataclass(eq=False)
@@ -85,6 +109,16 @@ class Stage:
         """The global values its tiles use."""
         return tuple(dict.fromkeys(value for node in self.nodes for value in node.rule.side))
 
+    @cached_property
+    def prepared(self) -> tuple[Prepared, ...]:
+        """What its tiles use that depends on global values alone, made once per stage."""
+        return tuple(prepared for node in self.nodes for prepared in node.rule.prepared)
+
+    @cached_property
+    def over(self) -> dict[str, int]:
+        """By name the nodes that write over one of their inputs, and which."""
+        return overwriting(self.nodes)
+
     @property
     def tiles(self) -> int:
         return tiles_in(self.target.extents, self.tile)
@@ -114,31 +148,66 @@ class Stage:
     def _program(self, box: Box) -> Program:
         needed = self.needs(box)
         reads = tuple((value, part) for value in self.frontier for part in needed[value.name])
-        steps = tuple(_step(node, part, needed) for node in self.nodes for part in needed[node.value.name])
-        return Program(box, reads, steps, _last_uses(steps, (self.target.name, box)))
+        places = {(value.name, part): place for place, (value, part) in enumerate(reads)}
+        steps = []
+        for node in self.nodes:
+            for part in needed[node.value.name]:
+                steps.append(_step(node, part, needed, places, self.over.get(node.value.name)))
+                places[node.value.name, part] = len(places)
+        return Program(box, reads, tuple(steps), _last_uses(steps, len(reads)))
 
 
-def _step(node: Local, box: Box, computed: dict[str, tuple[Box, ...]]) -> Step:
-    regions, sources = [], []
-    for read in node.rule.reads:
-        region = read.need(box)
-        pieces = boxes_of(region)
-        regions.append(region)
-        held = computed[read.value.name] if pieces else ()
-        sources.append(tuple(next(h for h in held if contains(h, piece)) for piece in pieces) or None)
-    return Step(node, box, tuple(regions), tuple(sources))
+def _step(
+    node: Local,
+    box: Box,
+    computed: dict[str, tuple[Box, ...]],
+    places: dict[tuple[str, Box], int],
+    over: int | None,
+) -> Step:
+    regions = tuple(read.need(box) for read in node.rule.reads)
+    inputs = tuple(
+        _input(read, region, computed, places) for read, region in zip(node.rule.reads, regions, strict=True)
+    )
+    compute = node.rule.compute if over is None else node.rule.over[over]
+    assert compute is not None
+    return Step(node, box, regions, inputs, compute)
 
 
-def _last_uses(steps: Sequence[Step], keep: tuple[str, Box]) -> tuple[tuple[tuple[str, Box], ...], ...]:
-    """After each step, the values that no later step reads."""
-    seen: set[tuple[str, Box]] = {keep}
+def _input(
+    read: Read, region: Region, computed: dict[str, tuple[Box, ...]], places: dict[tuple[str, Box], int]
+) -> Cut | Joined | None:
+    """Where the tensor of a region comes from, among the boxes that the tile holds of its value."""
+    if not boxes_of(region):
+        return None
+    axes, name = read.value.axes or (), read.value.name
+
+    def pieces(chosen: Box) -> Cut | Joined:
+        axis = len(chosen)
+        if axis < len(region):
+            parts = tuple(pieces((*chosen, interval)) for interval in region[axis])
+            return parts[0] if len(parts) == 1 else Joined(axes[axis], parts)
+        held = next(box for box in computed[name] if contains(box, chosen))
+        cuts = zip(axes, chosen, held, strict=True)
+        return Cut(places[name, held], tuple((dim, c[0] - h[0], c[1] - c[0]) for dim, c, h in cuts if c != h))
+
+    return pieces(())
+
+
+def _places(given: Cut | Joined | None) -> Iterator[int]:
+    """The places that an input is cut from."""
+    if isinstance(given, Cut):
+        yield given.place
+    elif given is not None:
+        for part in given.parts:
+            yield from _places(part)
+
+
+def _last_uses(steps: Sequence[Step], first: int) -> tuple[tuple[int, ...], ...]:
+    """After each step, the places that no later step reads; the last result stays. Results start at ``first``."""
+    seen = {first + len(steps) - 1}
     dead = []
     for step in reversed(steps):
-        used = {
-            (read.value.name, box)
-            for read, sources in zip(step.node.rule.reads, step.sources, strict=True)
-            for box in sources or ()
-        }
+        used = {place for given in step.inputs for place in _places(given)}
         dead.append(tuple(used - seen))
         seen |= used
     return tuple(reversed(dead))
