@@ -49,7 +49,7 @@ class ConvNeXtBlock(nn.Module):
         self.scale = nn.Parameter(torch.full((channels,), 1e-6))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.norm(self.depthwise(x).permute(0, 2, 3, 1))
+        y: Tensor = self.norm(self.depthwise(x).permute(0, 2, 3, 1))
         y = self.scale * self.narrow(self.act(self.wide(y)))
         return x + y.permute(0, 3, 1, 2)
 
@@ -74,7 +74,7 @@ def convnext_tiny() -> nn.Sequential:
 
 def densenet121() -> nn.Module:
     """MONAI's, in 2-D."""
-    from monai.networks.nets import DenseNet121
+    from monai.networks.nets.densenet import DenseNet121
 
     made: nn.Module = DenseNet121(spatial_dims=2, in_channels=3, out_channels=2)
     return made
