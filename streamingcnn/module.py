@@ -15,6 +15,7 @@ from .fingerprint import capture_key
 from .graph import Given, Graph
 from .ops.rule import Value
 from .plan.plan import Plan, check_tile, make_plan
+from .plan.saved import SavedPlan, chosen
 from .plan.search import parse_bytes
 from .probe import refuse_early
 from .runner import Runner, requiring
@@ -48,6 +49,8 @@ class StreamingModule(nn.Module):
         memory: bytes (or "4GiB") that one training step may take beside parameters, their gradients and the input;
             stored maps, tiles and kept stages are then chosen to be as fast as fits. Not together with ``stored``
             or ``keep``.
+        plan: a plan that was made before, by ``net.plan(x)`` or ``Plan.load(path)``, in place of all the above; or
+            several, for several sizes or modes, of which each call takes the one that was made for it.
 
     Raises:
         UnsupportedModuleError: something in the module cannot be streamed exactly; all problems are listed. What
@@ -61,6 +64,7 @@ class StreamingModule(nn.Module):
         stored: Sequence[str] | None = None,
         keep: Sequence[str] = (),
         memory: int | str | None = None,
+        plan: Plan | SavedPlan | Sequence[Plan | SavedPlan] | None = None,
     ) -> None:
         if not isinstance(module, nn.Module):
             raise TypeError(f"StreamingModule wraps an nn.Module; got {type(module).__name__}")
@@ -78,6 +82,9 @@ class StreamingModule(nn.Module):
             raise ValueError("memory= chooses stored maps and kept stages itself; leave out stored= and keep=")
         self.tile, self.stored, self.keep = tile, stored, tuple(keep)
         self.memory = None if memory is None else parse_bytes(memory)
+        self.given_plans = _saved(plan)
+        if self.given_plans and any(choice is not None for choice in (tile, stored, *keep, memory)):
+            raise ValueError("plan= says all that tile=, stored=, keep= and memory= would; leave them out")
         self.training = module.training
         #: The seed that the last forward's dropouts drew, or None.
         self.last_seed: int | None = None
@@ -138,8 +145,14 @@ class StreamingModule(nn.Module):
         key = capture_key(self.module, args, kwargs)
         graph = _remembered(self._graphs, key, lambda: capture(self.module, args, kwargs))
         choices = (self.tile, self.stored, self.keep, self.memory)
-        key = (key, repr(choices))
-        return graph, _remembered(self._plans, key, lambda: make_plan(graph, *choices)), key
+        key = (key, repr(choices), self.given_plans)
+        return graph, _remembered(self._plans, key, lambda: self._make_plan(graph)), key
+
+    def _make_plan(self, graph: Graph) -> Plan:
+        if self.given_plans:
+            saved = chosen(self.given_plans, graph)
+            return Plan(graph, tuple(saved.steps(graph)), saved.budget)
+        return make_plan(graph, self.tile, self.stored, self.keep, self.memory)
 
     def _runner(self, graph: Graph, plan: Plan, key: Any, needs: frozenset[str], device: str) -> Runner:
         return _remembered(self._runners, (key, needs, device), lambda: Runner(graph, list(plan.steps), needs, device))
@@ -204,6 +217,15 @@ class StreamingModule(nn.Module):
         with torch.no_grad():
             for name, value in graph.mutations:
                 self.module.get_buffer(name).copy_(updates[value.name])
+
+
+def _saved(plan: Any) -> tuple[SavedPlan, ...]:
+    """The plans that a user gives, without their graphs, so that copies and pickles of a module carry them along."""
+    given = plan if isinstance(plan, (list, tuple)) else [] if plan is None else [plan]
+    wrong = [item for item in given if not isinstance(item, (Plan, SavedPlan))]
+    if wrong or (plan is not None and not given):
+        raise TypeError(f"plan={plan!r}; needed is net.plan(x), Plan.load(path), or several of them in a list")
+    return tuple(SavedPlan.of(item) if isinstance(item, Plan) else item for item in given)
 
 
 def _remembered(cache: OrderedDict[Any, Made], key: Any, make: Callable[[], Made]) -> Made:

@@ -1,7 +1,7 @@
 """`streamingcnn`: finds the commands and runs one.
 
-Every other module of this package is a command. It has a function ``add_parser(subparsers)`` that adds a
-parser whose default ``run`` takes the parsed arguments and returns the exit code.
+Every other module of this package is a command. It has a function ``add_parser(subparsers)`` that adds a parser whose
+default ``run`` takes the parsed arguments and returns the exit code. What commands share has an underscore in front.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--verbose", action="store_true", help="say more, and where an error comes from")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for module in pkgutil.iter_modules(streamingcnn.cli.__path__):
-        if module.name != "main":
+        if module.name != "main" and not module.name.startswith("_"):
             importlib.import_module(f"streamingcnn.cli.{module.name}").add_parser(subparsers)
     chosen = parser.parse_args(arguments)
     logging.basicConfig(level=logging.DEBUG if chosen.verbose else logging.WARNING, format="%(message)s")

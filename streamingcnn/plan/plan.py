@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..graph import Graph, Local
@@ -12,6 +13,7 @@ from ..ops.rule import Value
 from .choose import choose_stored, choose_tiles
 from .options import seconds_of
 from .peak import MeasuredTileBytes, peak
+from .saved import SavedPlan
 from .search import search
 from .stages import Globals, Stage, build_steps, stage_of
 from .times import times_of
@@ -29,12 +31,19 @@ class Plan:
         plan = net.plan((1, 3, 8192, 8192))
         print(plan)                              # a table: stage, tile, tiles, overlap, bytes
         plan.draw(image).save("tiles.png")       # tiles and halos over the picture
+        plan.save("plan.json")                   # for StreamingModule(module, plan=Plan.load("plan.json"))
 
     A plan is made of integers and names only and holds no tensor.
+
+    Attributes:
+        graph: the captured network.
+        steps: its stages, and the global parts between them, in the order of the forward.
+        budget: the bytes that it was made for, or None.
     """
 
     graph: Graph
     steps: tuple[Stage | Globals, ...]
+    budget: int | None = None
 
     @cached_property
     def stages(self) -> tuple[Stage, ...]:
@@ -83,6 +92,20 @@ class Plan:
             return (0,) * self.graph.space
         scales = zip(self.graph.image.extents, stage.frontier[0].extents, strict=True)
         return tuple(-(-h * image // own) for h, (image, own) in zip(stage.halo, scales, strict=True))
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan as JSON: names and integers only. The file is whole or absent."""
+        SavedPlan.of(self).save(path)
+
+    @staticmethod
+    def load(path: str | Path) -> SavedPlan:
+        """Read a plan that was saved, for ``StreamingModule(module, plan=Plan.load(path))``.
+
+        Raises:
+            PlanError: something in it is not as it must be; the message says what, and in which file. That it fits
+                the network is checked at the first call, when the network's graph is known.
+        """
+        return SavedPlan.load(path)
 
     def __str__(self) -> str:
         from .report import table
@@ -138,7 +161,7 @@ def make_plan(
     """
     image_tile = None if tile is None else tile_sizes(graph, tile)
     if memory is not None:
-        return Plan(graph, tuple(search(graph, memory, times_of(graph.device), image_tile)))
+        return Plan(graph, tuple(search(graph, memory, times_of(graph.device), image_tile)), memory)
     names = choose_stored(graph, image_tile) if stored is None else {resolve(graph, name) for name in stored}
     steps = build_steps(graph, names)
     kept = {resolve(graph, name) for name in keep}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import count
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from ..boxes import Box
@@ -21,48 +23,118 @@ def by(sizes: Sequence[int]) -> str:
     return "x".join(map(str, sizes))
 
 
+#: A table longer than this ends with its header again: where it scrolls by, its end is what stays on the screen.
+LONG = 30
+#: Columns of text stand to the left, numbers to the right.
+TEXT = {"stored map", "shape", "way"}
+COLUMNS = ("stage", "stored map", "shape", "way", "tile", "tiles", "overlap", "FLOPs x", "tile bytes", "map", "kept")
+
+
 def table(plan: Plan) -> str:
-    """One row per stage, then the totals."""
-    rows: list[tuple[str, ...]] = [
-        ("stage", "makes", "map", "way", "tile", "tiles", "overlap px", "work x", "tile bytes", "map bytes")
+    """One row per stage, then the totals; a column in which no row has an entry is left out.
+
+    Stages are numbered from 0, as in ``plan.stages``.
+    """
+    numbers = count()
+    rows = [
+        _stage_row(plan, next(numbers), step) if isinstance(step, Stage) else _plain_row(step)
+        for step in plan.steps
+        if isinstance(step, Stage) or _spatial(step)
     ]
-    plain_work = graph_work(plan.graph)
-    for number, step in enumerate(plan.steps, start=1):
-        if isinstance(step, Globals):
-            names = dict.fromkeys(node.layer or node.op for node in step.nodes)
-            rows.append((str(number), _shortened(list(names)), "global", "whole", "", "", "", "", "", ""))
-        else:
-            rows.append(_stage_row(plan, number, step))
-    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    work = sum(stage_work(stage, arithmetic) for stage in plan.stages)
-    held = sum(map_bytes(stage.target) for stage in plan.stages if stage.stored)
-    lines.append("")
-    lines.append(
-        f"image {by(plan.graph.image.shape)}, receptive field {by(plan.receptive_field)} px, {plan.tiles} tiles"
-    )
-    lines.append(
-        f"stored maps {format_bytes(held)}, image {format_bytes(map_bytes(plan.graph.image))}, "
-        f"forward work {work / max(plain_work, 1):.2f}x of plain, predicted peak {format_bytes(plan.peak_bytes)}"
-    )
-    return "\n".join(lines)
+    return "\n".join([*_aligned(rows), "", *totals(plan)])
 
 
-def _stage_row(plan: Plan, number: int, stage: Stage) -> tuple[str, ...]:
-    own = sum(node.rule.work * _elements(node.value.shape) for node in stage.nodes)
-    return (
-        str(number),
-        _named(plan, stage),
-        by(stage.target.shape) if stage.stored else "summed only",
-        stage.way,
-        by(stage.tile),
-        str(stage.tiles),
-        by(plan.image_overlap(stage)),
-        f"{stage_work(stage, arithmetic) / own:.2f}" if own else "",
-        format_bytes(tile_bytes(stage)),
-        format_bytes(map_bytes(stage.target)) if stage.stored else "",
-    )
+def totals(plan: Plan) -> list[str]:
+    """The lines under the table: the image, the work, the bytes, and the time where it is known."""
+    graph, stages = plan.graph, plan.stages
+    work = sum(stage_work(stage, arithmetic) for stage in stages) / max(graph_work(graph), 1)
+    seconds = getattr(plan, "seconds", None)
+    given = "" if plan.budget is None else f" of {format_bytes(plan.budget)} given"
+    held = [f"stored maps {format_bytes(sum(map_bytes(stage.target) for stage in stages if stage.stored))}"]
+    kept = sum(_kept(stage) for stage in stages)
+    if kept:
+        held.append(f"kept tiles {format_bytes(kept)}")
+    small = [step for step in plan.steps if isinstance(step, Globals) and not _spatial(step)]
+    return [
+        *([f"computed once, as they are global: {_layers(small)}"] if small else []),
+        f"image {by(graph.image.shape)} ({format_bytes(map_bytes(graph.image))}), "
+        f"receptive field {by(plan.receptive_field)} px",
+        f"{_count(len(stages), 'stage')}, {_count(plan.tiles, 'tile')}, forward work {work:.2f}x of plain",
+        ", ".join([*held, f"predicted peak {format_bytes(plan.peak_bytes)}{given}"]),
+        *([] if seconds is None else [f"predicted time {format_seconds(seconds)} for a training step"]),
+    ]
+
+
+def format_seconds(seconds: float) -> str:
+    """Seconds as a person reads them.
+
+    >>> format_seconds(0.0123), format_seconds(4.56), format_seconds(95), format_seconds(5000)
+    ('12 ms', '4.6 s', '1 min 35 s', '1 h 23 min')
+    """
+    if seconds < 1:
+        return f"{seconds * 1000:.2g} ms"
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    if seconds < 3599.5:
+        return f"{round(seconds) // 60} min {round(seconds) % 60} s"
+    return f"{round(seconds / 60) // 60} h {round(seconds / 60) % 60} min"
+
+
+def _aligned(rows: Sequence[dict[str, str]]) -> list[str]:
+    columns = [name for name in COLUMNS if any(row.get(name) for row in rows)]
+    widths = {name: max(len(name), *(len(row.get(name, "")) for row in rows)) for name in columns}
+
+    def line(cells: dict[str, str]) -> str:
+        return "  ".join(
+            cells.get(name, "").ljust(widths[name]) if name in TEXT else cells.get(name, "").rjust(widths[name])
+            for name in columns
+        ).rstrip()
+
+    header, rule = line({name: name for name in columns}), "  ".join("-" * widths[name] for name in columns)
+    foot = [rule, header] if len(rows) > LONG else []
+    return [header, rule, *map(line, rows), *foot]
+
+
+def _spatial(step: Globals) -> bool:
+    """Whether a global part works on whole maps, and not on statistics, gates and heads alone."""
+    return any(value.spatial for value in (*step.reads, *(node.value for node in step.nodes)))
+
+
+def _plain_row(step: Globals) -> dict[str, str]:
+    """Whole maps under plain autograd; what they take is plain PyTorch's."""
+    maps = sum(map_bytes(node.value) for node in step.nodes)
+    return {"stored map": _layers([step]), "shape": "whole maps", "way": "plain", "map": format_bytes(maps)}
+
+
+def _layers(steps: Iterable[Globals]) -> str:
+    names = list(dict.fromkeys(node.layer or node.op for step in steps for node in step.nodes))
+    return ", ".join(names) if len(names) <= 3 else f"{names[0]}, ... {names[-1]} ({len(names)} layers)"
+
+
+def _stage_row(plan: Plan, number: int, step: Stage) -> dict[str, str]:
+    own = sum(node.rule.work * prod(node.value.shape) for node in step.nodes)
+    return {
+        "stage": str(number),
+        "stored map": _named(plan, step),
+        "shape": by(step.target.shape) if step.stored else "summed only",
+        "way": _way(step),
+        "tile": by(step.tile),
+        "tiles": str(step.tiles),
+        "overlap": by(plan.image_overlap(step)),
+        "FLOPs x": f"{stage_work(step, arithmetic) / own:.2f}" if own else "",
+        "tile bytes": format_bytes(tile_bytes(step)),
+        "map": format_bytes(map_bytes(step.target)) if step.stored else "",
+        "kept": format_bytes(_kept(step)) if step.way == "keep" else "",
+    }
+
+
+def _way(stage: Stage) -> str:
+    """A kept stage of one tile is plain autograd on the whole map."""
+    return "whole" if stage.way == "keep" and stage.tiles == 1 else stage.way
+
+
+def _kept(stage: Stage) -> int:
+    return tile_bytes(stage) * stage.tiles if stage.way == "keep" else 0
 
 
 def _named(plan: Plan, stage: Stage) -> str:
@@ -71,15 +143,8 @@ def _named(plan: Plan, stage: Stage) -> str:
     return f"{stage.layer} ({stage.name})" if again and stage.layer != stage.name else stage.layer
 
 
-def _elements(shape: Sequence[int]) -> int:
-    product = 1
-    for size in shape:
-        product *= size
-    return product
-
-
-def _shortened(names: list[str]) -> str:
-    return ", ".join(names) if len(names) <= 3 else f"{names[0]}, ... {names[-1]} ({len(names)} layers)"
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def draw(plan: Plan, image: Any, stage: int = 0, longest: int = 1024) -> Image:

@@ -17,6 +17,6 @@ def require(*modules: str) -> None:
     missing = [_PACKAGES[module] for module in modules if find_spec(module) is None]
     if missing:
         raise ModuleNotFoundError(
-            f"{' and '.join(missing)} cannot be imported, and metrics and reports need them; "
+            f"{' and '.join(missing)} cannot be imported, and metrics, reports and pictures need them; "
             f"install with: pip install 'streamingcnn[demo]'"
         )
