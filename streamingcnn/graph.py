@@ -83,6 +83,8 @@ class Graph:
         mutations: buffers that the forward updates: (name on the module, new value).
         space: how many spatial axes the image has.
         noises: how many dropouts draw from the forward's seed.
+        strides: of the given tensors, by name, as they were at capture.
+        trained: the given values whose gradient is wanted: none where autograd was off at capture.
     """
 
     nodes: dict[str, Node]
@@ -92,6 +94,8 @@ class Graph:
     mutations: tuple[tuple[str, Value], ...]
     space: int
     noises: int
+    strides: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    trained: frozenset[str] = frozenset()
 
     @cached_property
     def image(self) -> Value:

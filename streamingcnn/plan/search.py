@@ -14,7 +14,8 @@ from ..graph import Graph
 from ..memory import format_bytes
 from .choose import TILE_BYTES, Draft, choose_stored
 from .cost import graph_work, map_bytes, stage_work
-from .peak import MeasuredTileBytes, Moment, TileBytes, peak
+from .peak import TileBytes, exact_peak, peak
+from .rehearsal import Moment
 from .stages import Globals, Stage, must_store
 
 Steps = list[Stage | Globals]
@@ -59,12 +60,11 @@ def search(graph: Graph, budget: int, image_tile: Sequence[int] | None) -> Steps
     Raises:
         BudgetError: none fits; it names the smallest that was found, and the stage that needs most.
     """
-    measured = MeasuredTileBytes()
     target = budget
     smallest: Moment | None = None
     for _ in range(6):
         steps = _search(graph, target, image_tile)
-        height = peak(graph, steps, measured)
+        height = exact_peak(graph, steps)
         if smallest is None or height.bytes < smallest.bytes:
             smallest = height
         if height.bytes <= budget:
