@@ -79,10 +79,13 @@ class LiveBytes(TorchDispatchMode):
         """Run the operation; a counter that knows its result beforehand need not."""
         return func(*args, **kwargs)
 
+    def _counts(self, storage: torch.UntypedStorage) -> bool:
+        if self._fake or storage.device.type == "meta":
+            return self._fake and storage.device.type == "meta"
+        return allocated(storage)
+
     def _count(self, storage: torch.UntypedStorage) -> None:
-        if (storage.device.type == "meta") is not self._fake:
-            return
-        if not (self._fake or _allocated(storage)):
+        if not self._counts(storage):
             return
         with self._lock:
             key = id(storage)
@@ -97,7 +100,7 @@ class LiveBytes(TorchDispatchMode):
             self.current -= self._bytes_of.pop(key)
 
 
-def _allocated(storage: torch.UntypedStorage) -> bool:
+def allocated(storage: torch.UntypedStorage) -> bool:
     """Whether PyTorch allocated this memory; a NumPy array's or a memory-mapped file's cannot be resized."""
     try:
         storage.data_ptr()

@@ -35,7 +35,7 @@ from torch import Tensor
 
 from ..boxes import Box, Interval, merge, split
 from ..graph import Given, Graph
-from ..memory import LiveBytes, storages
+from ..memory import LiveBytes, allocated, storages
 from ..ops.rule import Value
 from ..runner import Runner, requiring
 from ..stream import Job, StreamFunction
@@ -121,6 +121,9 @@ def _without_numbers(graph: Graph, node: Given) -> Any:
     return tensor.requires_grad_(value.name in graph.trained)
 
 
+#: Operations that name a device and make pixels; all others that rules call with one make indices, which have numbers.
+_OF_PIXELS = {torch.ops.aten.full.default, torch.ops.aten._to_copy.default}
+
 #: By graph, operation and arguments: what came out, as the type of the container and each tensor's metadata.
 _KNOWN: WeakKeyDictionary[Graph, dict[Any, tuple[type | None, list[Any]]]] = WeakKeyDictionary()
 
@@ -133,9 +136,18 @@ class _Remembering(LiveBytes):
 
     def __init__(self, graph: Graph) -> None:
         super().__init__(fake=True)
+        #: Whether a group of plain nodes is running, whose every result is without numbers.
+        self.plain = False
         self._known = _KNOWN.setdefault(graph, {})
 
+    def _counts(self, storage: torch.UntypedStorage) -> bool:
+        # A few small tensors are made of numbers also here (where pixels come from when a map is resized, counters of
+        # batches): they count as in a step.
+        return storage.device.type == "meta" or allocated(storage)
+
     def _result(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if kwargs.get("device") is not None and (self.plain or func in _OF_PIXELS):
+            kwargs = {**kwargs, "device": torch.device("meta")}
         try:
             key = func, _metadata(args), _metadata(tuple(kwargs.items()))
             known = self._known.get(key)
@@ -221,7 +233,9 @@ class _RehearsedRunner(Runner):
 
     def _forward_globals(self, group: Globals, *rest: Any) -> None:
         with self._at(group, False):
+            self.live.plain = True
             super()._forward_globals(group, *rest)
+            self.live.plain = False
 
     def _backward_stage(self, stage: Stage, *rest: Any) -> None:
         with self._at(stage, True):
