@@ -28,13 +28,15 @@ from typing import TypeVar
 import torch
 
 from benchmarks.networks import NETWORKS, WAYS, prepare
-from streamingcnn.memory import LiveBytes
+from streamingcnn import StreamingModule
+from streamingcnn.memory import LiveBytes, format_bytes
+from streamingcnn.plan.search import BudgetError
 
-__all__ = ["Measured", "Run", "Summary", "arguments", "machine", "measure", "step", "summarise", "write_csv"]
+__all__ = ["FORMATS", "Measured", "Run", "Summary", "arguments", "machine", "measure", "step", "summarise", "write_csv"]
 
 _Number = TypeVar("_Number", int, float)
 
-_FORMATS = {
+FORMATS = {
     "contiguous": torch.contiguous_format,
     "channels_last": torch.channels_last,
     "channels_last_3d": torch.channels_last_3d,
@@ -47,7 +49,8 @@ _SLOWED = 1.10
 class Run:
     """One way to make one step: a network of `NETWORKS`, an input of `shape` and a way of `WAYS`.
 
-    `tile` and `memory` are the options of the streamed way; without them the plan is automatic.
+    `tile` and `memory` are the options of the streamed way; without them the plan is automatic. `asked` is how a
+    table names the memory, where bytes say little: "35 % of plain".
     """
 
     network: str
@@ -56,6 +59,7 @@ class Run:
     memory_format: str = "contiguous"
     tile: int | None = None
     memory: str | None = None
+    asked: str | None = None
     threads: int = 1
 
     @property
@@ -64,7 +68,7 @@ class Run:
         if self.way != "streamed":
             return f"{self.way}, {self.memory_format}"
         asked = [f"tile={self.tile}"] if self.tile else []
-        asked += [f"memory={self.memory}"] if self.memory else []
+        asked += [self.asked or f"memory={self.memory}"] if self.memory else []
         return f"streamed, {self.memory_format}, {' '.join(asked) or 'automatic'}"
 
 
@@ -79,6 +83,9 @@ class Measured:
     product_seconds: float | None = None
     live_bytes: int | None = None
     rss_bytes: int | None = None
+    #: What the plan said beforehand; None for other ways, and for a time that it does not know.
+    predicted_bytes: int | None = None
+    predicted_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +104,8 @@ class Summary:
     live_bytes: int | None
     live_ratio: float | None
     rss_bytes: int | None
+    predicted_bytes: int | None
+    predicted_seconds: float | None
 
     @property
     def time(self) -> str:
@@ -108,13 +117,18 @@ def step(run: Run) -> Measured:
     """Makes the run here, in this process: one step that counts bytes, then one that is timed."""
     torch.set_num_threads(run.threads)
     net, forward = prepare(run.network, run.way, run.tile, run.memory)
-    memory_format = _FORMATS[run.memory_format]
+    memory_format = FORMATS[run.memory_format]
     net.to(memory_format=memory_format)  # type: ignore[call-overload]
     x = torch.randn(run.shape, generator=torch.Generator().manual_seed(1)).to(memory_format=memory_format)
+    try:
+        plan = forward.plan(x) if isinstance(forward, StreamingModule) else None
+    except BudgetError as error:
+        return Measured(run, 0, ended=f"needs {format_bytes(error.smallest)}")
 
     def once() -> None:
         net.zero_grad(set_to_none=True)
-        forward(x).mean().backward()
+        y = forward(x)  # held until the step is over, as a caller may do: a plan counts it
+        y.mean().backward()
 
     with LiveBytes() as live:
         once()
@@ -130,6 +144,8 @@ def step(run: Run) -> Measured:
         product_seconds=product_seconds,
         live_bytes=live.peak,
         rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * rss_unit,
+        predicted_bytes=None if plan is None else plan.peak_bytes,
+        predicted_seconds=getattr(plan, "seconds", None),
     )
 
 
@@ -189,6 +205,8 @@ def summarise(results: Iterable[Measured]) -> list[Summary]:
                 live_bytes=live_bytes,
                 live_ratio=live_bytes / first_bytes if live_bytes and first_bytes else None,
                 rss_bytes=_most(r.rss_bytes for r in measured),
+                predicted_bytes=_most(r.predicted_bytes for r in measured),
+                predicted_seconds=_least(r.predicted_seconds for r in measured),
             )
         )
     return rows

@@ -4,24 +4,49 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from benchmarks.convnext import convnext_tiny
 from streamingcnn import StreamingModule
-from streamingcnn.models import ResNet, UNet3D, resnet18
+from streamingcnn.models import ResNet, UNet3D, resnet18, resnet34, resnet50
 
 __all__ = ["NETWORKS", "WAYS", "prepare"]
 
-#: Every normalisation is frozen (`eval`), so that all ways compute the same function.
+
+def _monai(name: str, *args: Any, **options: Any) -> Callable[[], nn.Module]:
+    """A network of MONAI's; the library is there for the tests and takes seconds to import."""
+
+    def build() -> nn.Module:
+        import monai.networks.nets
+
+        return cast(nn.Module, getattr(monai.networks.nets, name)(*args, **options)).eval()
+
+    return build
+
+
+#: Every normalisation is frozen (`eval`), so that all ways compute the same function, unless the name says "train"
+#: or it knows no such state (instance and group norm).
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "resnet18": lambda: resnet18().eval(),
+    "resnet34": lambda: resnet34().eval(),
+    "resnet50": lambda: resnet50().eval(),
+    "resnet18 train": lambda: resnet18().train(),
+    "resnet34 mean": lambda: nn.Sequential(resnet34().eval(), nn.AdaptiveAvgPool2d(1)),
+    "convnext-t": lambda: convnext_tiny().eval(),
+    "densenet121": _monai("DenseNet121", spatial_dims=2, in_channels=3, out_channels=2),
+    "dynunet": _monai(
+        "DynUNet", 3, 1, 3, kernel_size=[3] * 4, strides=[1, 2, 2, 2], upsample_kernel_size=[2] * 3,
+        filters=[16, 32, 64, 128],
+    ),
+    "segresnet": _monai("SegResNet", spatial_dims=3, init_filters=8, in_channels=1, out_channels=3),
     "unet3d": lambda: UNet3D(1, 2, levels=4, filters=16).eval(),
     # The first layer of ResNet alone, whose weight gradient is slow on large channels_last images.
     "conv7x7": lambda: nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False),
-}
+}  # fmt: skip
 WAYS = ("plain", "checkpoint", "streamed")
 
 

@@ -109,9 +109,12 @@ class _Lowering:
                 self.made[node] = node
         outputs = self._outputs()
         self.builder.check()
+        nodes = _pruned(self.builder.nodes, [*values_in(outputs), *(v for _, v in self.builder.mutations)])
+        given = dict(_tensors_behind(nodes, self.builder.module, leaves))
+        wanted = torch.is_grad_enabled()
         return fold(
             Graph(
-                nodes=_pruned(self.builder.nodes, [*values_in(outputs), *(v for _, v in self.builder.mutations)]),
+                nodes=nodes,
                 inputs=inputs,
                 outputs=outputs,
                 output_spec=self.exported.call_spec.out_spec,
@@ -119,6 +122,8 @@ class _Lowering:
                 space=self.space,
                 noises=self.builder.noises,
                 device=self.builder.device,
+                strides={name: tensor.stride() for name, tensor in given.items()},
+                trained=frozenset(name for name, tensor in given.items() if wanted and tensor.requires_grad),
             )
         )
 
@@ -244,6 +249,19 @@ def _bound(node: torch.fx.Node, positional: Any, keywords: dict[str, Any], layer
             elif argument.has_default_value():
                 arguments[argument.name] = argument.default_value
     return Call(node.target, arguments, shape, dtype, layer, node.name)
+
+
+def _tensors_behind(nodes: dict[str, Node], module: nn.Module, leaves: list[Any]) -> Iterator[tuple[str, Tensor]]:
+    """The inputs, parameters and buffers that the graph names, as they are at capture."""
+    for name, node in nodes.items():
+        if not isinstance(node, Given):
+            continue
+        if node.source == "input" and isinstance(leaves[node.key], Tensor):
+            yield name, leaves[node.key]
+        elif node.source == "parameter":
+            yield name, module.get_parameter(node.key)
+        elif node.source == "buffer":
+            yield name, module.get_buffer(node.key)
 
 
 def _pruned(nodes: dict[str, Node], wanted: list[Value]) -> dict[str, Node]:

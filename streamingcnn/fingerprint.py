@@ -26,7 +26,7 @@ def capture_key(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
         _autocast_state(),
         torch.is_grad_enabled(),
         tuple(
-            (name, p.requires_grad, p.dtype, tuple(p.shape), p.device)
+            (name, p.requires_grad, p.dtype, tuple(p.shape), p.stride(), p.device)
             for name, p in module.named_parameters(remove_duplicate=False)
         ),
         tuple(_of_module(m) for m in module.modules()),

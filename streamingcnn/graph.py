@@ -86,6 +86,8 @@ class Graph:
         space: how many spatial axes the image has.
         noises: how many dropouts draw from the forward's seed.
         device: where it runs.
+        strides: of the given tensors, by name, as they were at capture.
+        trained: the given values whose gradient is wanted: none where autograd was off at capture.
     """
 
     nodes: dict[str, Node]
@@ -96,6 +98,8 @@ class Graph:
     space: int
     noises: int
     device: torch.device
+    strides: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    trained: frozenset[str] = frozenset()
 
     @cached_property
     def image(self) -> Value:

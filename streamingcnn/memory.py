@@ -24,7 +24,6 @@ from typing import Any
 import torch
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
 __all__ = ["LiveBytes", "format_bytes"]
 
@@ -67,19 +66,26 @@ class LiveBytes(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        result = func(*args, **kwargs)
+        result = self._result(func, args, kwargs)
         # `torch.tensor(data)` fills memory unseen and shows it for the first time as this op's argument.
         fresh = func is torch.ops.aten.lift_fresh.default
-        given = set() if fresh else {id(storage) for storage in _storages((args, kwargs))}
-        for storage in _storages(result):
+        given = set() if fresh else {id(storage) for storage in storages((args, kwargs))}
+        for storage in storages(result):
             if id(storage) in self._bytes_of or id(storage) not in given:
                 self._count(storage)
         return result
 
+    def _result(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the operation; a counter that knows its result beforehand need not."""
+        return func(*args, **kwargs)
+
+    def _counts(self, storage: torch.UntypedStorage) -> bool:
+        if self._fake or storage.device.type == "meta":
+            return self._fake and storage.device.type == "meta"
+        return allocated(storage)
+
     def _count(self, storage: torch.UntypedStorage) -> None:
-        if (storage.device.type == "meta") is not self._fake:
-            return
-        if not (self._fake or _allocated(storage)):
+        if not self._counts(storage):
             return
         with self._lock:
             key = id(storage)
@@ -94,7 +100,7 @@ class LiveBytes(TorchDispatchMode):
             self.current -= self._bytes_of.pop(key)
 
 
-def _allocated(storage: torch.UntypedStorage) -> bool:
+def allocated(storage: torch.UntypedStorage) -> bool:
     """Whether PyTorch allocated this memory; a NumPy array's or a memory-mapped file's cannot be resized."""
     try:
         storage.data_ptr()
@@ -103,14 +109,19 @@ def _allocated(storage: torch.UntypedStorage) -> bool:
     return storage.resizable()
 
 
-def _storages(tree: Any) -> Iterator[torch.UntypedStorage]:
-    for leaf in tree_iter(tree):
-        if isinstance(leaf, FunctionalTensor):
-            continue  # what torch.export wraps its fake tensors in: it names bytes that nobody holds
-        if isinstance(leaf, torch.Tensor) and leaf.layout is torch.strided:
-            yield leaf.untyped_storage()
-        elif isinstance(leaf, torch.UntypedStorage):  # the second argument of Tensor.set_
-            yield leaf
+def storages(tree: Any) -> Iterator[torch.UntypedStorage]:
+    """The bytes behind every tensor in nested containers."""
+    if isinstance(tree, torch.Tensor):
+        # What torch.export wraps its fake tensors in names bytes that nobody holds.
+        if tree.layout is torch.strided and not isinstance(tree, FunctionalTensor):
+            yield tree.untyped_storage()
+    elif isinstance(tree, (tuple, list)):
+        for item in tree:
+            yield from storages(item)
+    elif isinstance(tree, dict):
+        yield from storages(tuple(tree.values()))
+    elif isinstance(tree, torch.UntypedStorage):  # the second argument of Tensor.set_
+        yield tree
 
 
 def format_bytes(count: float) -> str:

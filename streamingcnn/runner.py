@@ -22,7 +22,7 @@ Rule 4. What runs plainly (heads, statistics to scale and shift) keeps a small a
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -80,12 +80,14 @@ class Runner:
         steps: its plan.
         needs: the names of the values that need a gradient (:func:`requiring`).
         device_type: where it runs; autocast is off there, since capture made its casts nodes of the graph.
+        boxes_of: the tiles of a stage, in order; a rehearsal (plan/rehearsal.py) runs fewer.
     """
 
     graph: Graph
     steps: list[Stage | Globals]
     needs: frozenset[str]
     device_type: str
+    boxes_of: Callable[[Stage], Iterable[Box]] = Stage.boxes
 
     def __post_init__(self) -> None:
         self.outputs = tuple(
@@ -166,7 +168,7 @@ class Runner:
         made = DenseMap(stage.target) if stage.stored else None
         states: list[Any] = [None] * len(stage.reductions)
         kept: dict[Box, RunTile] = {}
-        for box in stage.boxes():
+        for box in self.boxes_of(stage):
             done = self._forward_tile(stage, box, maps, sides, keep)
             if keep:
                 kept[box] = done
@@ -273,11 +275,11 @@ class Runner:
         pull = Pull(stage.target, of_map, of_sums, record.maps.get(stage.target.name))
         if not stage.nodes:
             # A reduction of an input or of a plainly made map: its gradient goes straight to that map.
-            for box in stage.boxes():
+            for box in self.boxes_of(stage):
                 gradients.add_box(stage.target, box, pull.at(box, record.maps[stage.target.name].read(box)))
             return
         sides, kept = record.kept.get(stage) or (Sides(stage, record.env, self.needs), {})
-        for box in stage.boxes():
+        for box in self.boxes_of(stage):
             tile = kept.get(box) or self._recomputed(stage, box, record, sides)
             if not retain:
                 kept.pop(box, None)

@@ -15,7 +15,6 @@ from streamingcnn.capture import capture
 from streamingcnn.comparison import compare
 from streamingcnn.memory import LiveBytes
 from streamingcnn.plan.choose import choose_tiles
-from streamingcnn.plan.peak import MeasuredTileBytes, peak
 from streamingcnn.plan.stages import Stage, build_steps
 
 
@@ -93,7 +92,7 @@ def test_statistics_are_counted_at_their_own_size() -> None:
     plan = StreamingModule(net, tile=64).plan((1, 3, 256, 256))
     assert "predicted peak" in str(plan)
     maps = 2 * 16 * 256 * 256 * 4  # the convolution's result and its gradient
-    assert peak(plan.graph, list(plan.steps), MeasuredTileBytes()).bytes < 1.6 * maps
+    assert plan.peak_bytes < 1.6 * maps
 
 
 def test_a_dilated_window_at_the_border_needs_only_what_it_taps() -> None:

@@ -371,7 +371,7 @@ def _pad_indexed(graph: GraphBuilder, call: Call, x: Value, by_dim: dict[int, tu
             there = [pixel for start, stop in held for pixel in range(start, stop)]
             if pixels != there:
                 place = {pixel: k for k, pixel in enumerate(there)}
-                index = torch.tensor([place[pixel] for pixel in pixels], device=tensor.device)
+                index = torch.tensor([place[pixel] for pixel in pixels]).to(tensor.device)
                 tensor = tensor.index_select(axis, index)
         return tensor
 

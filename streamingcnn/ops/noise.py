@@ -38,7 +38,15 @@ def _splitmix(z: Words) -> Words:
     return z ^ (z >> np.uint64(31))
 
 
-def dropout_mask(seed: int, layer: int, shape: tuple[int, ...], axes: tuple[int, ...], box: Box, p: float) -> Tensor:
+def dropout_mask(
+    seed: int,
+    layer: int,
+    shape: tuple[int, ...],
+    axes: tuple[int, ...],
+    box: Box,
+    p: float,
+    device: torch.device | None = None,
+) -> Tensor:
     """The boolean mask (True: kept) of a dropout over one box of a map.
 
     >>> whole = dropout_mask(7, 0, (1, 2, 6, 8), (2, 3), ((0, 6), (0, 8)), 0.5)
@@ -53,15 +61,16 @@ def dropout_mask(seed: int, layer: int, shape: tuple[int, ...], axes: tuple[int,
         axes: which of its dimensions are spatial.
         box: the box of the map the mask is for.
         p: the chance of a pixel to be dropped.
+        device: where the mask is made; the CPU where left out. It is the same on every device.
     """
     intervals = dict(zip(axes, box, strict=True))
     rank = len(shape)
-    total = torch.zeros((1,) * rank, dtype=torch.int32)
+    total = torch.zeros((1,) * rank, dtype=torch.int32, device=device)
     for dim, extent in enumerate(shape):
         low, high = intervals.get(dim, (0, extent))
         view = [1] * rank
         view[dim] = -1
-        total = total + _words(seed, layer, dim, low, high).view(view)
+        total = total + _words(seed, layer, dim, low, high).to(total.device).view(view)
     total.bitwise_xor_((total >> 16) & 0xFFFF).mul_(0x85EBCA6B - 2**32)
     total.bitwise_xor_((total >> 13) & 0x7FFFF).mul_(0xC2B2AE35 - 2**32)
     total.bitwise_xor_((total >> 16) & 0xFFFF)
@@ -84,8 +93,8 @@ def dropout(graph: GraphBuilder, call: Call) -> Lowered:
         assert tensor is not None
         if p == 1.0:
             return tensor * 0.0
-        mask = dropout_mask(int(tile.get(seed)), number, x.shape, axes, tile.box, p)
-        return tensor * mask.to(device=tensor.device, dtype=tensor.dtype).mul_(1 / (1 - p))
+        mask = dropout_mask(int(tile.get(seed)), number, x.shape, axes, tile.box, p, tensor.device)
+        return tensor * mask.to(tensor.dtype).mul_(1 / (1 - p))
 
     value = graph.local(call, Rule((same_everywhere(x),), compute, axes, (seed,), work=300))
     return (value, None) if several else value

@@ -90,8 +90,9 @@ class Workshop:
         self.gradients = {
             n: map_bytes(node.value)
             for n, node in graph.nodes.items()
-            if isinstance(node, Given) and node.source == "parameter"
+            if isinstance(node, Given) and node.source == "parameter" and n in graph.trained
         }
+        self.trains = bool(graph.trained)
         self._pieces: dict[str, list[Piece]] = {}
 
     # ------------------------------------------------------------------ stages of a draft
@@ -105,7 +106,9 @@ class Workshop:
                 return piece
         target = self.graph.nodes[name].value
         nodes, frontier = stage_of(self.graph, target, held - {name})
-        piece = Piece(target, nodes, frontier, self.reductions.get(name, ()), keeps_map, self.times, self.inputs)
+        piece = Piece(
+            target, nodes, frontier, self.reductions.get(name, ()), keeps_map, self.times, self.inputs, self.trains
+        )
         if self.image_tile is not None:
             piece.tiles = [tile_of(self.graph, target, self.image_tile)]
         known.append(piece)
@@ -192,11 +195,14 @@ class Workshop:
     def _standing(self, draft: Draft) -> tuple[list[int], list[int]]:
         """Per step the bytes beside its tile, in forward and in backward: maps, their gradients, kept graphs."""
         count = len(draft.entries)
-        forward, backward = [0] * (count + 1), [0] * (count + 2)
+        forward, backward = [0] * (count + 2), [0] * (count + 2)
         for name, (first, last) in self.lives(draft.entries).items():
             size = self.bytes_of[name]
-            # The map lives from its making to its maker's backward, its gradient from its last reader's backward.
             forward[first] += size
+            if not self.trains:
+                forward[min(last, count) + 1] -= size
+                continue
+            # The map lives from its making to its maker's backward, its gradient from its last reader's backward.
             backward[first] += 2 * size
             backward[min(last, count) + 1] -= size
         for k, entry in enumerate(draft.entries):

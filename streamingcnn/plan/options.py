@@ -91,6 +91,7 @@ class Piece:
         stored: whether the target's map is kept.
         times: the constants of the device.
         image: values without a gradient.
+        trains: whether anything needs a gradient; without, there is no backward.
     """
 
     def __init__(
@@ -102,9 +103,11 @@ class Piece:
         stored: bool,
         times: Times,
         image: frozenset[str],
+        trains: bool = True,
     ) -> None:
         self.target, self.nodes, self.frontier = target, nodes, frontier
         self.reductions, self.stored, self.times, self.image = reductions, stored, times, image
+        self.trains = trains
         self.values = (*frontier, *(node.value for node in nodes))
         self._at = {value.name: k for k, value in enumerate(self.values)}
         self._lines: dict[int, tuple[Array, Array, Array, Array]] = {}
@@ -293,6 +296,8 @@ class Piece:
         counts = np.ceil(np.array(self.target.extents) / steps).prod(axis=1)
         forward, last, backward = self._seconds(typical, total, counts, [one for one, _ in along])
         running, saved, working = self._bytes(typical)
+        if not self.trains:
+            last, backward, saved, working = forward, 0 * backward, 0 * saved, running
         columns = (counts, forward, forward - last, backward, running, saved, working)
         return [
             Option(tile, int(n), float(f), float(a), float(b), int(r), int(s), int(w))
@@ -412,7 +417,16 @@ def seconds_of(graph: Graph, stages: Iterable[Stage], times: Times) -> float:
     inputs = frozenset(value.name for value in graph.inputs.values() if value.spatial)
     total = 0.0
     for stage in stages:
-        piece = Piece(stage.target, stage.nodes, stage.frontier, stage.reductions, stage.stored, times, inputs)
+        piece = Piece(
+            stage.target,
+            stage.nodes,
+            stage.frontier,
+            stage.reductions,
+            stage.stored,
+            times,
+            inputs,
+            bool(graph.trained),
+        )
         (option,) = piece.at([stage.tile])
         total += option.keep if stage.way == "keep" else option.recompute
     return total

@@ -1,19 +1,11 @@
-"""The bytes of a step, from shapes alone.
+"""The bytes of a plan: of a whole step, and of one tile.
 
-What is alive during the backward of stage k of n:
-
-    map 0   map 1  ...  map k   |            stored in forward, freed as backward passes
-                grad k-1  grad k             a gradient lives from its last reader's backward to its maker's
-                          tile of stage k    what autograd saves for one tile, its gradients, its copies
-
-Maps and gradients follow from lifetimes; a tile's own bytes come from running one tile on the meta device,
-where tensors have shapes and no numbers, under the counter that measures real runs. Parameters, their gradients
-and the input are not counted: a budget is about what comes on top of them.
+Neither is added up by hand. A step is rehearsed (:mod:`streamingcnn.plan.rehearsal`), and a tile runs on the meta
+device, where tensors have shapes and no numbers, under the counter that measures real runs.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,69 +17,14 @@ from ..memory import LiveBytes
 from ..ops.rule import Value
 from ..sides import Sides
 from ..tile import run_tile
-from .cost import map_bytes, tile_bytes, typical_box
+from .cost import map_bytes, typical_box
+from .rehearsal import Moment, rehearse
 from .stages import Globals, Stage
 
 
-@dataclass(frozen=True)
-class Moment:
-    """The bytes alive at the height of one step, in forward or backward."""
-
-    step: Stage | Globals
-    backward: bool
-    bytes: int
-
-
-def lifetimes(graph: Graph, steps: list[Stage | Globals]) -> dict[str, tuple[int, int, Value]]:
-    """By name of a stored map: the step that makes it, the last step that reads it, and its value."""
-    made: dict[str, tuple[int, int, Value]] = {}
-    outputs = {v.name for v in graph.outputs if isinstance(v, Value)}
-    for k, step in enumerate(steps):
-        reads = step.frontier if isinstance(step, Stage) else step.reads
-        for value in reads:
-            if value.name in made:
-                made[value.name] = (made[value.name][0], k, value)
-        if isinstance(step, Stage):
-            if step.stored:
-                made[step.target.name] = (k, k, step.target)
-        else:
-            made.update({v.name: (k, k, v) for v in step.results if v.spatial})
-    end = len(steps)
-    return {n: (first, end if n in outputs else last, v) for n, (first, last, v) in made.items()}
-
-
-def moments(graph: Graph, steps: list[Stage | Globals], tiles: TileBytes) -> list[Moment]:
-    """The height of every step of a training step whose parameters all need gradients."""
-    lives = lifetimes(graph, steps)
-    outputs = {v.name for v in graph.outputs if isinstance(v, Value)}
-    read = {v.name for s in steps for v in (s.frontier if isinstance(s, Stage) else s.reads)}
-    found = []
-    kept = 0
-    for k, step in enumerate(steps):
-        maps = sum(map_bytes(v) for n, (first, _, v) in lives.items() if first <= k and (n in read or n in outputs))
-        if isinstance(step, Stage):
-            if step.way == "keep":
-                kept += tiles.saved(step) * step.tiles
-            found.append(Moment(step, False, maps + kept + tiles.forward(step)))
-        else:
-            kept += plain_bytes(step)
-            found.append(Moment(step, False, maps + kept))
-    for k in reversed(range(len(steps))):
-        step = steps[k]
-        maps = sum(map_bytes(v) for n, (first, _, v) in lives.items() if (first <= k and n in read) or n in outputs)
-        gradients = sum(map_bytes(v) for first, last, v in lives.values() if first <= k <= last)
-        working = tiles.backward(step) if isinstance(step, Stage) else plain_bytes(step)
-        found.append(Moment(step, True, maps + gradients + kept + working))
-        if isinstance(step, Globals):
-            kept -= plain_bytes(step)
-        elif step.way == "keep":
-            kept -= tiles.saved(step) * step.tiles
-    return found
-
-
-def peak(graph: Graph, steps: list[Stage | Globals], tiles: TileBytes) -> Moment:
-    """The highest moment of a step."""
-    return max(moments(graph, steps, tiles), key=lambda moment: moment.bytes)
+def exact_peak(graph: Graph, steps: list[Stage | Globals]) -> Moment:
+    """The highest moment of a step, by rehearsal: never below what a real step takes, and within 2 % of it."""
+    return rehearse(graph, steps)
 
 
 def plain_bytes(step: Globals) -> int:
@@ -101,39 +38,18 @@ def plain_bytes(step: Globals) -> int:
     return total
 
 
-class TileBytes:
-    """What one tile of a stage takes, by a quick estimate: every value it makes, and as much for gradients."""
-
-    def forward(self, stage: Stage) -> int:
-        return tile_bytes(stage)
-
-    def saved(self, stage: Stage) -> int:
-        return tile_bytes(stage)
-
-    def backward(self, stage: Stage) -> int:
-        return 0 if stage.way == "keep" else 2 * tile_bytes(stage)
-
-
-class MeasuredTileBytes(TileBytes):
-    """The same, measured: one typical tile runs on the meta device, forward and backward."""
+class MeasuredTiles:
+    """The bytes of one typical tile of a stage, run on the meta device: forward, graph, backward; remembered."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, tuple[str, ...], tuple[int, ...], str], tuple[int, int, int]] = {}
 
     def of(self, stage: Stage) -> tuple[int, int, int]:
+        """See :func:`measure_tile`."""
         key = (stage.name, tuple(node.value.name for node in stage.nodes), stage.tile, stage.way)
         if key not in self._known:
             self._known[key] = measure_tile(stage, typical_box(stage))
         return self._known[key]
-
-    def forward(self, stage: Stage) -> int:
-        return self.of(stage)[0]
-
-    def saved(self, stage: Stage) -> int:
-        return self.of(stage)[1]
-
-    def backward(self, stage: Stage) -> int:
-        return self.of(stage)[2]
 
 
 def measure_tile(stage: Stage, box: Box) -> tuple[int, int, int]:

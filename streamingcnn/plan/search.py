@@ -26,7 +26,7 @@ from ..graph import Graph
 from ..memory import format_bytes
 from .drafts import Draft, Outcome, Workshop
 from .options import Option, Piece
-from .peak import MeasuredTileBytes, Moment, peak
+from .peak import MeasuredTiles, exact_peak
 from .stages import Globals, Stage, build_steps
 from .times import Times
 
@@ -84,17 +84,22 @@ def search(graph: Graph, budget: int, times: Times, image_tile: Sequence[int] | 
     Raises:
         BudgetError: none fits; it names the smallest that was found, and the stage that needs most.
     """
-    found = Search(graph, budget, times, image_tile)
-    for _ in range(ROUNDS):
+    found, fastest = Search(graph, budget, times, image_tile), None
+    for k in range(ROUNDS):
         draft, outcome = found.best()
         steps = found.steps(draft, outcome)
-        height = found.exact(steps).bytes
-        if height <= budget:
-            return steps
+        height = exact_peak(graph, steps).bytes
+        if height <= budget and (fastest is None or outcome.seconds < fastest[0]):
+            fastest = (outcome.seconds, steps)
+        # The first plan rests on estimates: another look with what it taught, unless that cannot help.
+        if fastest is not None and (k or height > 0.95 * budget):
+            return fastest[1]
         found.learn(draft, outcome, steps, height)
+    if fastest is not None:
+        return fastest[1]
     # Not a question of time any more: the smallest plan there is, whatever the budget.
     steps = smallest(graph, times, image_tile)
-    highest = found.exact(steps)
+    highest = exact_peak(graph, steps)
     if highest.bytes <= budget:
         return steps
     raise BudgetError(budget, highest.bytes, getattr(highest.step, "layer", "the global part"))
@@ -121,7 +126,7 @@ class Search:
     def __init__(self, graph: Graph, budget: int, times: Times, image_tile: Sequence[int] | None) -> None:
         self.graph, self.budget, self.target = graph, budget, budget
         self.workshop = Workshop(graph, times, image_tile)
-        self.measured = MeasuredTileBytes()
+        self.measured = MeasuredTiles()
 
     # ------------------------------------------------------------------ 1: drop until it fits
 
@@ -252,10 +257,6 @@ class Search:
                 step.way = "keep" if piece in draft.kept else "recompute"
         return steps
 
-    def exact(self, steps: Steps) -> Moment:
-        """The measured height of a plan."""
-        return peak(self.graph, steps, self.measured)
-
     def learn(self, draft: Draft, outcome: Outcome, steps: Steps, height: int) -> None:
         """Correct the estimates of a draft's stages by what one tile of each takes.
 
@@ -274,7 +275,7 @@ class Search:
                 ]
                 piece.correct(ratios)
         again = self.outcome(replace(draft, kept=self._same(draft)), 0)
-        if not again.over:
+        if height > self.budget and not again.over:
             self.target = min(self.target - 1, int(self.target * self.budget / height))
 
     def _same(self, draft: Draft) -> dict[Piece, Option]:
