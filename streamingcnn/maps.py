@@ -102,6 +102,11 @@ class Gradients:
         self.maps: dict[str, GradientMap] = {}
         self.sums: dict[str, Tensor] = {}
 
+    def clear(self) -> None:
+        """Let go of everything."""
+        self.maps.clear()
+        self.sums.clear()
+
     def add_box(self, value: Value, box: Box, gradient: Tensor | None) -> None:
         if gradient is None:
             return

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from .budget import LESS, Budgets, guarded, kind_of_call
 from .capture import capture
+from .errors import StepMemoryError
 from .fingerprint import capture_key
 from .graph import Given, Graph
+from .memory import format_bytes
 from .ops.rule import Value
 from .plan.plan import Plan, check_tile, make_plan
-from .plan.search import parse_bytes
+from .plan.search import BudgetError
 from .probe import refuse_early
 from .runner import Runner, requiring
 from .stream import Job, StreamFunction
@@ -23,6 +28,8 @@ from .stream import Job, StreamFunction
 Made = TypeVar("Made")
 #: How many captured shapes are remembered per module.
 REMEMBERED = 8
+#: ``memory=`` where none of memory, tile, stored and keep is given: None, "auto" or bytes.
+DEFAULT_MEMORY: int | str | None = None
 
 
 class StreamingModule(nn.Module):
@@ -46,12 +53,15 @@ class StreamingModule(nn.Module):
         keep: paths of stored layers whose tiles keep their autograd graph instead of being computed again: more
             memory, less time.
         memory: bytes (or "4GiB") that one training step may take beside parameters, their gradients and the input;
-            stored maps, tiles and kept stages are then chosen to be as fast as fits. Not together with ``stored``
-            or ``keep``.
+            stored maps, tiles and kept stages are then chosen to be as fast as fits. "auto" is what the device has
+            free when a size of image is first met, less a tenth; see :meth:`plan_state`. Not together with
+            ``stored`` or ``keep``.
 
     Raises:
         UnsupportedModuleError: something in the module cannot be streamed exactly; all problems are listed. What
             shows only with an image (control flow that depends on its size, say) is refused at the first call.
+        StepMemoryError: (by a step) memory ran out; gradients are as they were, and the next step takes a smaller
+            plan.
     """
 
     def __init__(
@@ -77,7 +87,9 @@ class StreamingModule(nn.Module):
         if memory is not None and (stored is not None or keep):
             raise ValueError("memory= chooses stored maps and kept stages itself; leave out stored= and keep=")
         self.tile, self.stored, self.keep = tile, stored, tuple(keep)
-        self.memory = None if memory is None else parse_bytes(memory)
+        if memory is None and tile is None and stored is None and not keep:
+            memory = DEFAULT_MEMORY
+        self._budgets = Budgets(memory)
         self.training = module.training
         #: The seed that the last forward's dropouts drew, or None.
         self.last_seed: int | None = None
@@ -137,9 +149,82 @@ class StreamingModule(nn.Module):
     def _planned(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Graph, Plan, Any]:
         key = capture_key(self.module, args, kwargs)
         graph = _remembered(self._graphs, key, lambda: capture(self.module, args, kwargs))
-        choices = (self.tile, self.stored, self.keep, self.memory)
+        call, device = self._call(args, kwargs)
+        if call in self._budgets.failed:
+            self._lower(graph, call)
+        choices = (self.tile, self.stored, self.keep, self._budgets.of(call, device))
         key = (key, repr(choices))
         return graph, _remembered(self._plans, key, lambda: make_plan(graph, *choices)), key
+
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, torch.device]:
+        """What kind of call this is, and the device it is for."""
+        leaves = pytree.tree_leaves((args, kwargs))
+        tensors = [leaf for leaf in (*leaves, *self.module.parameters()) if isinstance(leaf, Tensor)]
+        device = next((tensor.device for tensor in tensors if not tensor.is_meta), torch.device("cpu"))
+        return kind_of_call(leaves, device, self.training), device
+
+    # --------------------------------------------------------------------- memory
+
+    @property
+    def memory(self) -> int | str | None:
+        """The budget as it was given: bytes, "auto", or None."""
+        return self._budgets.given
+
+    def plan_state(self) -> dict[str, int]:
+        """The budgets that "auto" found and that steps without memory lowered, by kind of call.
+
+        ``state_dict`` has the wrapped module's names and no others, so a checkpoint holds these beside it, and a run
+        that is resumed makes the same plans::
+
+            torch.save({"net": net.state_dict(), "plans": net.plan_state()}, path)
+            net.load_plan_state(torch.load(path)["plans"])
+        """
+        return self._budgets.state()
+
+    def load_plan_state(self, state: Mapping[str, int]) -> None:
+        """Take budgets over from :meth:`plan_state`; what is not in them is found anew."""
+        self._budgets.load(state)
+
+    def _lower(self, graph: Graph, call: str) -> None:
+        """Give a kind of call that ran out of memory less of it, and say so."""
+        failed = self._budgets.failed.pop(call)
+        wanted: int | None = int(LESS * failed)
+        try:
+            make_plan(graph, self.tile, memory=wanted)
+        except BudgetError as error:
+            wanted = error.smallest if error.smallest < failed else None
+        if wanted is None:
+            warnings.warn(
+                f"the last step ({call}) ran out of memory with a plan of {format_bytes(failed)}, and there is no "
+                "smaller one: this step tries the same again",
+                stacklevel=4,
+            )
+            return
+        self._budgets.frozen[call] = wanted
+        warnings.warn(
+            f"the last step ({call}) ran out of memory with a plan of {format_bytes(failed)}; it is planned anew for "
+            f"{format_bytes(wanted)}. Give memory={wanted} to begin with that, or load_plan_state() from a checkpoint",
+            stacklevel=4,
+        )
+
+    def _explained(self, call: str, plan: Plan, said: str) -> StepMemoryError:
+        """What a step says that ran out of memory; the next one of its kind will take less."""
+        budget = self._budgets.frozen.get(call, None if self.memory == "auto" else self.memory)
+        assert not isinstance(budget, str)
+        if self.stored is None and not self.keep:
+            self._budgets.failed[call] = plan.peak_bytes
+            then = f"the next step is planned for {format_bytes(LESS * plan.peak_bytes)}"
+        else:
+            then = "stored= and keep= fix the plan: give memory= in their place, or a smaller tile="
+        made_for = "no budget" if budget is None else f"a budget of {format_bytes(budget)}"
+        return StepMemoryError(
+            f"a streamed step ({call}) ran out of memory. Its plan was made for {made_for} and takes "
+            f"{format_bytes(plan.peak_bytes)} beside parameters and image, in {plan.tiles} tiles. No gradient of this "
+            "module was changed; those of layers after it may have been, so call optimizer.zero_grad() before the step "
+            f"is run again; {then}. It was: {said}",
+            plan.peak_bytes,
+            budget,
+        )
 
     def _runner(self, graph: Graph, plan: Plan, key: Any, needs: frozenset[str], device: str) -> Runner:
         return _remembered(self._runners, (key, needs, device), lambda: Runner(graph, list(plan.steps), needs, device))
@@ -165,14 +250,15 @@ class StreamingModule(nn.Module):
         needs = requiring(graph, differentiable)
         image = leaves[next(p for p, v in graph.inputs.items() if v is graph.image)]
         runner = self._runner(graph, plan, key, needs, image.device.type)
+        explain = partial(self._explained, self._call(args, kwargs)[0], plan)
         if any(output.name in needs for output in runner.outputs):
-            job = Job(runner, values, fixed)
-            results = StreamFunction.apply(job, *given)  # type: ignore[no-untyped-call]
+            job = Job(runner, values, fixed, explain)
+            results = guarded(lambda: StreamFunction.apply(job, *given), explain)  # type: ignore[no-untyped-call]
             made = dict(zip((v.name for v in runner.outputs), results, strict=True))
             updates = job.results
         else:
             env = {**fixed, **{v.name: t.detach() for v, t in tensors.items()}}
-            made = updates = runner.forward(env, None)
+            made = updates = guarded(lambda: runner.forward(env, None), explain)
         self._update_buffers(graph, updates)
         passed = {v.name: t for v, t in tensors.items()}
         outputs = [

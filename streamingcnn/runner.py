@@ -69,6 +69,11 @@ class Record:
     kept: dict[Stage, tuple[dict[str, Tensor], dict[Box, RunTile]]] = field(default_factory=dict)
     versions: dict[str, int] = field(default_factory=dict)
 
+    def clear(self) -> None:
+        """Let go of everything."""
+        for held in (self.maps, self.env, self.groups, self.kept, self.versions):
+            held.clear()
+
 
 @dataclass(eq=False)
 class Runner:
