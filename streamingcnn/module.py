@@ -6,6 +6,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any, TypeVar
 
 import torch
@@ -19,6 +20,7 @@ from .fingerprint import capture_key
 from .graph import Given, Graph
 from .memory import format_bytes
 from .ops.rule import Value
+from .places import parse_offload
 from .plan.plan import Plan, check_tile, make_plan
 from .plan.search import BudgetError
 from .probe import refuse_early
@@ -56,10 +58,14 @@ class StreamingModule(nn.Module):
             stored maps, tiles and kept stages are then chosen to be as fast as fits. "auto" is what the device has
             free when a size of image is first met, less a tenth; see :meth:`plan_state`. Not together with
             ``stored`` or ``keep``.
+        offload: where stored maps live: "device"; "host" (pinned memory beside a GPU); "disk:/path", in a file of that
+            directory that has no name and goes with the step; "auto": on the device, and beside a GPU on the host
+            where that is faster within the budget. What is not on the device takes none of the budget.
 
     Raises:
         UnsupportedModuleError: something in the module cannot be streamed exactly; all problems are listed. What
             shows only with an image (control flow that depends on its size, say) is refused at the first call.
+        DiskFullError: (by a step) the directory has no room for its maps; nothing was computed.
         StepMemoryError: (by a step) memory ran out; gradients are as they were, and the next step takes a smaller
             plan.
     """
@@ -71,6 +77,7 @@ class StreamingModule(nn.Module):
         stored: Sequence[str] | None = None,
         keep: Sequence[str] = (),
         memory: int | str | None = None,
+        offload: str = "auto",
     ) -> None:
         if not isinstance(module, nn.Module):
             raise TypeError(f"StreamingModule wraps an nn.Module; got {type(module).__name__}")
@@ -90,6 +97,7 @@ class StreamingModule(nn.Module):
         if memory is None and tile is None and stored is None and not keep:
             memory = DEFAULT_MEMORY
         self._budgets = Budgets(memory)
+        self._offload = parse_offload(offload)
         self.training = module.training
         #: The seed that the last forward's dropouts drew, or None.
         self.last_seed: int | None = None
@@ -151,15 +159,15 @@ class StreamingModule(nn.Module):
         graph = _remembered(self._graphs, key, lambda: capture(self.module, args, kwargs))
         call, device = self._call(args, kwargs)
         if call in self._budgets.failed:
-            self._lower(graph, call)
-        choices = (self.tile, self.stored, self.keep, self._budgets.of(call, device))
+            self._lower(graph, call, self._offload.on(device))
+        choices = (self.tile, self.stored, self.keep, self._budgets.of(call, device), self._offload.on(device))
         key = (key, repr(choices))
         return graph, _remembered(self._plans, key, lambda: make_plan(graph, *choices)), key
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, torch.device]:
         """What kind of call this is, and the device it is for."""
         leaves = pytree.tree_leaves((args, kwargs))
-        tensors = [leaf for leaf in (*leaves, *self.module.parameters()) if isinstance(leaf, Tensor)]
+        tensors = (leaf for leaf in chain(leaves, self.module.parameters()) if isinstance(leaf, Tensor))
         device = next((tensor.device for tensor in tensors if not tensor.is_meta), torch.device("cpu"))
         return kind_of_call(leaves, device, self.training), device
 
@@ -185,12 +193,12 @@ class StreamingModule(nn.Module):
         """Take budgets over from :meth:`plan_state`; what is not in them is found anew."""
         self._budgets.load(state)
 
-    def _lower(self, graph: Graph, call: str) -> None:
+    def _lower(self, graph: Graph, call: str, where: str) -> None:
         """Give a kind of call that ran out of memory less of it, and say so."""
         failed = self._budgets.failed.pop(call)
         wanted: int | None = int(LESS * failed)
         try:
-            make_plan(graph, self.tile, memory=wanted)
+            make_plan(graph, self.tile, memory=wanted, where=where)
         except BudgetError as error:
             wanted = error.smallest if error.smallest < failed else None
         if wanted is None:
@@ -227,7 +235,10 @@ class StreamingModule(nn.Module):
         )
 
     def _runner(self, graph: Graph, plan: Plan, key: Any, needs: frozenset[str], device: str) -> Runner:
-        return _remembered(self._runners, (key, needs, device), lambda: Runner(graph, list(plan.steps), needs, device))
+        def make() -> Runner:
+            return Runner(graph, list(plan.steps), needs, device, folder=self._offload.folder)
+
+        return _remembered(self._runners, (key, needs, device), make)
 
     # ---------------------------------------------------------------------- running
 
@@ -252,7 +263,7 @@ class StreamingModule(nn.Module):
         runner = self._runner(graph, plan, key, needs, image.device.type)
         explain = partial(self._explained, self._call(args, kwargs)[0], plan)
         if any(output.name in needs for output in runner.outputs):
-            job = Job(runner, values, fixed, explain)
+            job = Job(runner, values, fixed, explain=explain)
             results = guarded(lambda: StreamFunction.apply(job, *given), explain)  # type: ignore[no-untyped-call]
             made = dict(zip((v.name for v in runner.outputs), results, strict=True))
             updates = job.results

@@ -29,10 +29,10 @@ class Job:
     tensors: tuple[Value, ...]
     #: Further given values that are no tensors, or that the forward itself changes.
     fixed: dict[str, Any]
-    #: Makes the error of a backward that ran out of memory.
-    explain: Callable[[str], StepMemoryError]
     #: What the forward made and the caller has yet to fetch: the new buffer values.
     results: dict[str, Any] = field(default_factory=dict)
+    #: Makes the error of a backward that ran out of memory.
+    explain: Callable[[str], StepMemoryError] = field(default=lambda said: StepMemoryError(said, 0, None), kw_only=True)
 
 
 class StreamFunction(torch.autograd.Function):
@@ -79,7 +79,7 @@ class StreamFunction(torch.autograd.Function):
             record.env[value.name] = tensor.detach()
             if value.spatial:
                 record.maps[value.name] = DenseMap(value, tensor.detach())
-        gradients = Gradients()
+        gradients = Gradients(places=record.places)
         for value, gradient in zip(job.runner.outputs, given, strict=True):
             gradients.add(value, gradient)
         try:

@@ -55,9 +55,15 @@ def lifetimes(graph: Graph, steps: list[Stage | Globals]) -> dict[str, tuple[int
     return {n: (first, end if n in outputs else last, v) for n, (first, last, v) in made.items()}
 
 
+def outside(steps: list[Stage | Globals]) -> set[str]:
+    """The maps that live elsewhere than on the device: they and their gradients take none of its bytes."""
+    return {step.name for step in steps if isinstance(step, Stage) and step.place != "device"}
+
+
 def moments(graph: Graph, steps: list[Stage | Globals], tiles: TileBytes) -> list[Moment]:
     """The height of every step of a training step whose parameters all need gradients."""
-    lives = lifetimes(graph, steps)
+    elsewhere = outside(steps)
+    lives = {name: life for name, life in lifetimes(graph, steps).items() if name not in elsewhere}
     outputs = {v.name for v in graph.outputs if isinstance(v, Value)}
     read = {v.name for s in steps for v in (s.frontier if isinstance(s, Stage) else s.reads)}
     found = []
@@ -75,7 +81,10 @@ def moments(graph: Graph, steps: list[Stage | Globals], tiles: TileBytes) -> lis
         step = steps[k]
         maps = sum(map_bytes(v) for n, (first, _, v) in lives.items() if (first <= k and n in read) or n in outputs)
         gradients = sum(map_bytes(v) for first, last, v in lives.values() if first <= k <= last)
-        working = tiles.backward(step) if isinstance(step, Stage) else plain_bytes(step)
+        if isinstance(step, Stage):
+            working = tiles.backward(step)
+        else:  # the gradient of what it reads comes as a whole, wherever it is then put
+            working = plain_bytes(step) + sum(map_bytes(v) for v in step.reads if v.name in elsewhere)
         found.append(Moment(step, True, maps + gradients + kept + working))
         if isinstance(step, Globals):
             kept -= plain_bytes(step)

@@ -11,7 +11,8 @@ from ..graph import Graph, Local
 from ..ops.rule import Value
 from .choose import choose_stored, choose_tiles
 from .peak import MeasuredTileBytes, peak
-from .search import search
+from .place import bring_home, fastest, place_maps
+from .search import BudgetError, Steps, search
 from .stages import Globals, Stage, build_steps, stage_of
 
 if TYPE_CHECKING:
@@ -119,6 +120,7 @@ def make_plan(
     stored: Sequence[str] | None = None,
     keep: Sequence[str] = (),
     memory: int | None = None,
+    where: str = "device",
 ) -> Plan:
     """Plan a network.
 
@@ -128,10 +130,11 @@ def make_plan(
         stored: layers (or node names) whose results are stored; None chooses.
         keep: layers (or node names) whose stages keep their autograd graphs.
         memory: the bytes that a training step may take; stored nodes, tiles and ways are then searched for.
+        where: the place of the stored maps: device, host or disk; auto puts maps on the host where that is faster.
     """
     image_tile = None if tile is None else tile_sizes(graph, tile)
     if memory is not None:
-        return Plan(graph, tuple(search(graph, memory, image_tile)))
+        return Plan(graph, tuple(_searched(graph, memory, image_tile, where)))
     names = choose_stored(graph, image_tile) if stored is None else {resolve(graph, name) for name in stored}
     steps = build_steps(graph, names)
     kept = {resolve(graph, name) for name in keep}
@@ -139,7 +142,19 @@ def make_plan(
         if isinstance(step, Stage):
             step.way = "keep" if step.name in kept else "recompute"
     choose_tiles(graph, [step for step in steps if isinstance(step, Stage)], image_tile)
+    place_maps(graph, steps, "device" if where == "auto" else where)
     return Plan(graph, tuple(steps))
+
+
+def _searched(graph: Graph, memory: int, image_tile: Sequence[int] | None, where: str) -> Steps:
+    if where != "auto":
+        return search(graph, memory, image_tile, where)
+    on_device = search(graph, memory, image_tile)
+    try:
+        moved = bring_home(graph, search(graph, memory, image_tile, "host"), memory, MeasuredTileBytes())
+    except BudgetError:
+        return on_device
+    return fastest([on_device, moved])
 
 
 def resolve(graph: Graph, name: str) -> str:

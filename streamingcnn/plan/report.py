@@ -54,7 +54,7 @@ def _stage_row(plan: Plan, number: int, stage: Stage) -> tuple[str, ...]:
     return (
         str(number),
         _named(plan, stage),
-        by(stage.target.shape) if stage.stored else "summed only",
+        _map_of(stage),
         stage.way,
         by(stage.tile),
         str(stage.tiles),
@@ -63,6 +63,12 @@ def _stage_row(plan: Plan, number: int, stage: Stage) -> tuple[str, ...]:
         format_bytes(tile_bytes(stage)),
         format_bytes(map_bytes(stage.target)) if stage.stored else "",
     )
+
+
+def _map_of(stage: Stage) -> str:
+    if not stage.stored:
+        return "summed only"
+    return by(stage.target.shape) + ("" if stage.place == "device" else f" on {stage.place}")
 
 
 def _named(plan: Plan, stage: Stage) -> str:

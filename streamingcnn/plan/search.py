@@ -15,6 +15,7 @@ from ..memory import format_bytes
 from .choose import TILE_BYTES, Draft, choose_stored
 from .cost import graph_work, map_bytes, stage_work
 from .peak import MeasuredTileBytes, Moment, TileBytes, peak
+from .place import place_maps
 from .stages import Globals, Stage, must_store
 
 Steps = list[Stage | Globals]
@@ -53,8 +54,8 @@ class BudgetError(ValueError):
         return type(self), (self.given, self.smallest, self.stage)
 
 
-def search(graph: Graph, budget: int, image_tile: Sequence[int] | None) -> Steps:
-    """The steps of the fastest plan found within a budget.
+def search(graph: Graph, budget: int, image_tile: Sequence[int] | None, where: str = "device") -> Steps:
+    """The steps of the fastest plan found within a budget, its maps all in one place.
 
     Raises:
         BudgetError: none fits; it names the smallest that was found, and the stage that needs most.
@@ -63,7 +64,7 @@ def search(graph: Graph, budget: int, image_tile: Sequence[int] | None) -> Steps
     target = budget
     smallest: Moment | None = None
     for _ in range(6):
-        steps = _search(graph, target, image_tile)
+        steps = _search(graph, target, image_tile, where)
         height = peak(graph, steps, measured)
         if smallest is None or height.bytes < smallest.bytes:
             smallest = height
@@ -75,13 +76,13 @@ def search(graph: Graph, budget: int, image_tile: Sequence[int] | None) -> Steps
     raise BudgetError(budget, smallest.bytes, getattr(smallest.step, "layer", "the global part"))
 
 
-def _search(graph: Graph, budget: int, image_tile: Sequence[int] | None) -> Steps:
+def _search(graph: Graph, budget: int, image_tile: Sequence[int] | None, where: str) -> Steps:
     """The best over a few tile sizes; the smallest in bytes where none fits."""
     first = choose_stored(graph, image_tile)
     best: tuple[bool, float, Steps] | None = None
     limit = TILE_BYTES
     while limit >= TILE_BYTES >> 8:
-        steps, height = _fit(graph, set(first), budget, image_tile, limit)
+        steps, height = _fit(graph, set(first), budget, image_tile, limit, where)
         fits = height <= budget
         score = work_of(steps) if fits else float(height)
         if best is None or (fits, -score) > (best[0], -best[1]):
@@ -96,7 +97,7 @@ def _search(graph: Graph, budget: int, image_tile: Sequence[int] | None) -> Step
 
 
 def _fit(
-    graph: Graph, stored: set[str], budget: int, image_tile: Sequence[int] | None, limit: int
+    graph: Graph, stored: set[str], budget: int, image_tile: Sequence[int] | None, limit: int, where: str
 ) -> tuple[Steps, int]:
     """Drop stored maps, the most bytes for the least arithmetic first, until the plan fits or nothing helps."""
     estimate = TileBytes()
@@ -108,14 +109,14 @@ def _fit(
         return map_bytes(graph.nodes[name].value) / max(draft.extra_work(name), least)
 
     worths = {name: worth(name) for name in graph.locals if name in optional}
-    best_steps = draft.steps()
+    best_steps = place_maps(graph, draft.steps(), where)
     best = peak(graph, best_steps, estimate).bytes
     while best > budget and worths:
         dropped = max(worths, key=worths.__getitem__)
         del worths[dropped]
         for name in draft.drop(dropped) & worths.keys():
             worths[name] = worth(name)
-        steps = draft.steps()
+        steps = place_maps(graph, draft.steps(), where)
         height = peak(graph, steps, estimate).bytes
         if height < best:
             best, best_steps = height, steps
