@@ -1,28 +1,68 @@
 """Stored maps: feature maps held between stages, read, written and added to by box.
 
-One small interface, so that a map may later be paged (blocks that share pages, pages on the host or on disk)
-without the engine knowing. Today every map is dense: one tensor, and a box is a view of it.
+One small interface with two makes, dense (one tensor; a box is a view of it) and paged (pages.py), and a third that
+can only be read: a source of pixels outside memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 from .boxes import Box, full
 from .ops.rule import Value, along
+from .sources.source import Source
+
+if TYPE_CHECKING:
+    from .pages import PagedGradient, Table
 
 MEMORY_FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
-def empty_like_tile(tile: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """An uninitialised map with the dtype, device and memory format of one of its tiles."""
+class Map(Protocol):
+    """What is read by box: a stored map of any make, or an input."""
+
+    def read(self, box: Box) -> Tensor:
+        """The pixels of a box, not to be written to."""
+        ...
+
+    @property
+    def tensor(self) -> Tensor:
+        """The whole map as an ordinary tensor."""
+        ...
+
+
+def empty_like_tile(tile: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
+    """An uninitialised map with the dtype (unless another is given), device and memory format of one of its tiles."""
+    dtype = tile.dtype if dtype is None else dtype
     wanted = MEMORY_FORMATS.get(tile.dim())
     if wanted is not None and not tile.is_contiguous() and tile.is_contiguous(memory_format=wanted):
-        return torch.empty(shape, dtype=tile.dtype, device=tile.device, memory_format=wanted)
-    return torch.empty(shape, dtype=tile.dtype, device=tile.device)
+        return torch.empty(shape, dtype=dtype, device=tile.device, memory_format=wanted)
+    return torch.empty(shape, dtype=dtype, device=tile.device)
+
+
+class SourceMap:
+    """An input whose pixels are read from a source, again each time that a tile needs them."""
+
+    def __init__(self, value: Value, source: Source, device: torch.device) -> None:
+        self.value, self.source, self.device = value, source, device
+
+    def read(self, box: Box) -> Tensor:
+        pixels = self.source.read(box)
+        wanted = self.value.shape_at(box)
+        if tuple(pixels.shape) not in (wanted, wanted[1:]) or pixels.dtype != self.value.dtype:
+            raise ValueError(
+                f"{self.source!r} gave {tuple(pixels.shape)} {pixels.dtype} for the box {box}; its own shape and dtype "
+                f"say {wanted[wanted[:1] == (1,) :]} {self.value.dtype}"
+            )
+        return pixels.reshape(wanted).to(self.device)
+
+    @property
+    def tensor(self) -> Tensor:
+        return self.read(full(self.value.extents))
 
 
 class DenseMap:
@@ -98,14 +138,21 @@ class Gradients:
     Sums over tiles are float32 or wider and are cast once, at the end.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tables: Mapping[str, Table] | None = None) -> None:
+        self.tables = tables or {}
         self.maps: dict[str, GradientMap] = {}
+        self.paged: dict[str, PagedGradient] = {}
         self.sums: dict[str, Tensor] = {}
 
     def add_box(self, value: Value, box: Box, gradient: Tensor | None) -> None:
         if gradient is None:
             return
-        self.maps.setdefault(value.name, GradientMap(value)).add(box, gradient)
+        if value.name in self.tables:
+            if value.name not in self.paged:
+                self.paged[value.name] = self.tables[value.name].gradient_of(value)
+            self.paged[value.name].add(box, gradient)
+        else:
+            self.maps.setdefault(value.name, GradientMap(value)).add(box, gradient)
 
     def add(self, value: Value, gradient: Tensor | None) -> None:
         """Add a whole gradient, of a global value or of a map."""
@@ -127,6 +174,8 @@ class Gradients:
         return self.sums.pop(value.name, None)
 
     def pop_map(self, value: Value) -> Callable[[Box], Tensor] | None:
-        """Take the gradient of a map out, to be read by box."""
+        """Take the gradient of a map out, to be read by box: each box of its maker's tiles that runs, once."""
+        if value.name in self.paged:
+            return self.paged.pop(value.name).take
         found = self.maps.pop(value.name, None)
         return None if found is None else found.read

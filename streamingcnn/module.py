@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -11,13 +11,18 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from .capture import capture
+from .constant import constant_blocks_in
 from .fingerprint import capture_key
 from .graph import Given, Graph
+from .maps import SourceMap
 from .ops.rule import Value
+from .plan.align import align
 from .plan.plan import Plan, check_tile, make_plan
 from .plan.search import parse_bytes
 from .probe import refuse_early
 from .runner import Runner, requiring
+from .signature import Sharing, TilesRun, share
+from .sources.source import ConstantBlocks, Source, constant_blocks_of
 from .stream import Job, StreamFunction
 
 Made = TypeVar("Made")
@@ -81,6 +86,8 @@ class StreamingModule(nn.Module):
         self.training = module.training
         #: The seed that the last forward's dropouts drew, or None.
         self.last_seed: int | None = None
+        #: How many tiles the last forward had, and how many of them were run.
+        self.last_run: TilesRun | None = None
         self._graphs: OrderedDict[Any, Graph] = OrderedDict()
         self._plans: OrderedDict[Any, Plan] = OrderedDict()
         self._runners: OrderedDict[Any, Runner] = OrderedDict()
@@ -121,7 +128,7 @@ class StreamingModule(nn.Module):
     # ------------------------------------------------------------------------ plans
 
     def plan(self, *args: Any, **kwargs: Any) -> Plan:
-        """The plan for an input, or for a shape: ``net.plan(x)``, ``net.plan((1, 3, 8192, 8192))``.
+        """The plan for an input, a source, or a shape: ``net.plan(x)``, ``net.plan((1, 3, 8192, 8192))``.
 
         Nothing runs and nothing of the image's size is allocated.
         """
@@ -132,14 +139,28 @@ class StreamingModule(nn.Module):
                 return torch.empty(tuple(given), dtype=dtype, device="meta")
             return given
 
-        return self._planned(tuple(shaped(a) for a in args), {k: shaped(v) for k, v in kwargs.items()})[1]
+        args, kwargs = tuple(shaped(a) for a in args), {k: shaped(v) for k, v in kwargs.items()}
+        graph, plan, key = self._planned(args, kwargs)
+        leaves = pytree.tree_leaves((args, kwargs))
+        constants = _constants(graph, leaves, {v.name for p, v in graph.inputs.items() if _trained(leaves[p])})
+        if not constants:
+            return plan
+        steps = self._aligned(graph, plan, key)[0].steps
+        return Plan(graph, steps, share(steps, graph.image, constants))
 
     def _planned(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Graph, Plan, Any]:
+        args, kwargs = pytree.tree_map_only(Source, _stand_in, (args, kwargs))
         key = capture_key(self.module, args, kwargs)
         graph = _remembered(self._graphs, key, lambda: capture(self.module, args, kwargs))
         choices = (self.tile, self.stored, self.keep, self.memory)
         key = (key, repr(choices))
         return graph, _remembered(self._plans, key, lambda: make_plan(graph, *choices)), key
+
+    def _aligned(self, graph: Graph, plan: Plan, key: Any) -> tuple[Plan, Any]:
+        """The plan with its tiles on a common grid, so that constant parts of an image can be shared."""
+        key = (key, "aligned")
+        chosen = self.tile is not None
+        return _remembered(self._plans, key, lambda: Plan(graph, tuple(align(plan.steps, chosen)))), key
 
     def _runner(self, graph: Graph, plan: Plan, key: Any, needs: frozenset[str], device: str) -> Runner:
         return _remembered(self._runners, (key, needs, device), lambda: Runner(graph, list(plan.steps), needs, device))
@@ -163,18 +184,27 @@ class StreamingModule(nn.Module):
         given = tuple(tensors[value] for value in values)
         differentiable = {v.name for v, t in tensors.items() if t.requires_grad} if torch.is_grad_enabled() else set()
         needs = requiring(graph, differentiable)
+        sharing = Sharing()
+        constants = _constants(graph, leaves, needs)
+        if constants:
+            plan, key = self._aligned(graph, plan, key)
+            sharing = share(plan.steps, graph.image, constants)
+        self.last_run = sharing.statistics(plan.steps)
         image = leaves[next(p for p, v in graph.inputs.items() if v is graph.image)]
-        runner = self._runner(graph, plan, key, needs, image.device.type)
+        device = image.device if isinstance(image, Tensor) else self._device()
+        runner = self._runner(graph, plan, key, needs, device.type)
+        returned = {o.name for o in graph.outputs if isinstance(o, Value) and isinstance(fixed.get(o.name), SourceMap)}
         if any(output.name in needs for output in runner.outputs):
-            job = Job(runner, values, fixed)
+            job = Job(runner, values, fixed, sharing)
             results = StreamFunction.apply(job, *given)  # type: ignore[no-untyped-call]
             made = dict(zip((v.name for v in runner.outputs), results, strict=True))
             updates = job.results
         else:
             env = {**fixed, **{v.name: t.detach() for v, t in tensors.items()}}
-            made = updates = runner.forward(env, None)
+            made = updates = runner.forward(env, None, sharing)
         self._update_buffers(graph, updates)
         passed = {v.name: t for v, t in tensors.items()}
+        passed |= {name: given.tensor for name, given in fixed.items() if name in returned}
         outputs = [
             (passed[o.name] if o.name in passed else made[o.name]) if isinstance(o, Value) else o for o in graph.outputs
         ]
@@ -188,8 +218,10 @@ class StreamingModule(nn.Module):
         for node in graph.nodes.values():
             if not isinstance(node, Given) or node.source == "seed":
                 continue
-            if node.source == "input":
+            if node.source == "input" and isinstance(leaves[node.key], Tensor):
                 tensors[node.value] = leaves[node.key]
+            elif node.source == "input":
+                fixed[node.value.name] = SourceMap(node.value, leaves[node.key], self._device())
             elif node.source == "parameter":
                 tensors[node.value] = self.module.get_parameter(node.key)
             elif node.source == "buffer" and node.key not in mutated:
@@ -200,10 +232,41 @@ class StreamingModule(nn.Module):
                 fixed[node.value.name] = node.key
         return tensors, fixed
 
+    def _device(self) -> torch.device:
+        """Where tiles of a source run: where the parameters are."""
+        return next((p.device for p in self.module.parameters()), torch.device("cpu"))
+
     def _update_buffers(self, graph: Graph, updates: Mapping[str, Any]) -> None:
         with torch.no_grad():
             for name, value in graph.mutations:
                 self.module.get_buffer(name).copy_(updates[value.name])
+
+
+def _stand_in(source: Source) -> Tensor:
+    """A tensor of the shape and dtype of a source, without pixels."""
+    shape = tuple(source.shape) if source.axes.startswith("N") else (1, *source.shape)
+    return torch.empty(shape, dtype=source.dtype, device="meta")
+
+
+def _trained(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.requires_grad
+
+
+def _constants(graph: Graph, leaves: Sequence[Any], needs: Collection[str]) -> dict[str, ConstantBlocks]:
+    """The constant blocks of the spatial inputs; of one whose own gradient is needed every pixel counts by itself."""
+    found: dict[str, ConstantBlocks] = {}
+    for position, value in graph.inputs.items():
+        if not value.spatial or value.name in needs:
+            continue
+        leaf = leaves[position]
+        if isinstance(leaf, Tensor):
+            blocks = None if leaf.is_meta else constant_blocks_in(leaf)
+        else:
+            blocks = constant_blocks_of(leaf)
+        if blocks is not None and blocks.share > 0:
+            blocks.check(value.extents)
+            found[value.name] = blocks
+    return found
 
 
 def _remembered(cache: OrderedDict[Any, Made], key: Any, make: Callable[[], Made]) -> Made:

@@ -17,6 +17,8 @@ Rule 2. Parameters come from ``save_for_backward``, not from the module: a weigh
 Rule 3. Maps are freed where backward passes them, unless the caller retains the graph.
 Rule 4. What runs plainly (heads, statistics to scale and shift) keeps a small autograd graph of its own from
         forward to backward; a random draw in it happens once.
+Rule 5. A tile that stands for n (see signature.py) runs once. Its state enters sums n times, and so does the gradient
+        of sums over it; the gradients of the n places add up in the one page of its map before it is pulled back.
 """
 
 from __future__ import annotations
@@ -31,9 +33,12 @@ from torch import Tensor
 
 from .boxes import Box
 from .graph import Given, Graph, Plain, uses
-from .maps import DenseMap, Gradients
+from .maps import DenseMap, Gradients, Map
+from .ops.reductions import repeated
 from .ops.rule import Value, replace_values
+from .pages import PagedMap
 from .plan.stages import Globals, Stage
+from .signature import Sharing
 from .tile import getter, run_tile
 
 if TYPE_CHECKING:
@@ -63,11 +68,12 @@ class RunTile:
 class Record:
     """All that backward needs of one forward."""
 
-    maps: dict[str, DenseMap] = field(default_factory=dict)
+    maps: dict[str, Map] = field(default_factory=dict)
     env: dict[str, Any] = field(default_factory=dict)
     groups: dict[Globals, tuple[dict[str, Tensor], dict[str, Tensor]]] = field(default_factory=dict)
     kept: dict[Stage, tuple[dict[str, Tensor], dict[Box, RunTile]]] = field(default_factory=dict)
     versions: dict[str, int] = field(default_factory=dict)
+    sharing: Sharing = field(default_factory=Sharing)
 
 
 @dataclass(eq=False)
@@ -117,17 +123,20 @@ class Runner:
 
     # ---------------------------------------------------------------- forward
 
-    def forward(self, env: dict[str, Any], record: Record | None) -> dict[str, Any]:
+    def forward(self, env: dict[str, Any], record: Record | None, sharing: Sharing | None = None) -> dict[str, Any]:
         """Run the plan.
 
         Args:
-            env: given values by name: detached tensors of inputs, parameters, buffers, constants; the seed.
+            env: given values by name: detached tensors of inputs, parameters, buffers, constants; the seed. An input
+                may also be a map, read by box from where its pixels are.
             record: filled with what backward needs; None where nothing needs a gradient.
+            sharing: which tiles run, and for how many each stands; None: every one, for itself.
 
         Returns:
             Outputs and new buffer values by name.
         """
-        maps = {value.name: DenseMap(value, env[value.name]) for value in self.graph.inputs.values() if value.spatial}
+        sharing = Sharing() if sharing is None else sharing
+        maps: dict[str, Map] = {v.name: self._input(v, env[v.name]) for v in self.graph.inputs.values() if v.spatial}
         wanted = {v.name for v in self.outputs} | {v.name for _, v in self.graph.mutations}
         results: dict[str, Any] = {}
         with torch.no_grad(), self._own_autocast():
@@ -135,7 +144,7 @@ class Runner:
                 if isinstance(step, Globals):
                     self._forward_globals(step, env, maps, record)
                 else:
-                    self._forward_stage(step, env, maps, record)
+                    self._forward_stage(step, env, maps, record, sharing)
                 for name in self._finished(k, maps, record):
                     if name in wanted:
                         results[name] = maps[name].tensor
@@ -144,35 +153,39 @@ class Runner:
         results.update({name: maps[name].tensor for name in wanted if name in maps})
         if record is not None:
             for output in self.outputs:
-                if output.name in maps:
+                if output.name in maps and not isinstance(maps[output.name], PagedMap):
                     # The very tensor that is returned must not be held: it would hold its own graph.
                     alias = maps[output.name].tensor.detach()
                     maps[output.name] = DenseMap(output, alias)
                     record.versions[output.name] = alias._version
-            record.maps, record.env = maps, env
+            record.maps, record.env, record.sharing = maps, env, sharing
         return results
 
-    def _finished(self, k: int, maps: dict[str, DenseMap], record: Record | None) -> list[str]:
+    @staticmethod
+    def _input(value: Value, given: Tensor | Map) -> Map:
+        return DenseMap(value, given) if isinstance(given, Tensor) else given
+
+    def _finished(self, k: int, maps: dict[str, Map], record: Record | None) -> list[str]:
         """Maps that nothing reads after step k, in forward or (when recording) in backward."""
         later: set[str] = set().union(*self.used_after[k + 1 :]) if k + 1 < len(self.steps) else set()
         keep = later | (self.read_in_backward if record is not None else set())
         return [name for name in maps if name not in keep]
 
     def _forward_stage(
-        self, stage: Stage, env: dict[str, Any], maps: dict[str, DenseMap], record: Record | None
+        self, stage: Stage, env: dict[str, Any], maps: dict[str, Map], record: Record | None, sharing: Sharing
     ) -> None:
         keep = stage.way == "keep" and record is not None and self._trains(stage)
         sides = self._aliases(stage, env) if keep else {}
-        made = DenseMap(stage.target) if stage.stored else None
+        made = self._made(stage, sharing)
         states: list[Any] = [None] * len(stage.reductions)
         kept: dict[Box, RunTile] = {}
-        for box in stage.boxes():
+        for box, count in sharing.tiles(stage):
             done = self._forward_tile(stage, box, env, maps, sides, keep)
             if keep:
                 kept[box] = done
             tile = done.result.detach()
             for i, reduced in enumerate(stage.reductions):
-                partial = reduced.reduction.partial(tile)
+                partial = repeated(reduced.reduction, reduced.reduction.partial(tile), count)
                 states[i] = partial if states[i] is None else reduced.reduction.merge(states[i], partial)
             if made is not None:
                 made.write(box, tile)
@@ -184,12 +197,19 @@ class Runner:
         for reduced, state in zip(stage.reductions, states, strict=True):
             env[reduced.value.name] = reduced.reduction.finish(state)
 
+    def _made(self, stage: Stage, sharing: Sharing) -> DenseMap | PagedMap | None:
+        """The map that a stage writes, if it stores one."""
+        if not stage.stored:
+            return None
+        table = sharing.tables.get(stage.name)
+        return DenseMap(stage.target) if table is None else table.map_of(stage.target)
+
     def _forward_tile(
         self,
         stage: Stage,
         box: Box,
         env: dict[str, Any],
-        maps: dict[str, DenseMap],
+        maps: dict[str, Map],
         sides: dict[str, Any],
         keep: bool,
     ) -> RunTile:
@@ -201,7 +221,7 @@ class Runner:
             return RunTile(reads, run_tile(program, held, getter(env, sides), stage.target))
 
     def _forward_globals(
-        self, group: Globals, env: dict[str, Any], maps: dict[str, DenseMap], record: Record | None
+        self, group: Globals, env: dict[str, Any], maps: dict[str, Map], record: Record | None
     ) -> None:
         leaves: dict[str, Any] = {}
         for value in group.reads:
@@ -284,15 +304,15 @@ class Runner:
         pull = Pull(stage.target, of_map, of_sums, record.maps.get(stage.target.name))
         if not stage.nodes:
             # A reduction of an input or of a plainly made map: its gradient goes straight to that map.
-            for box in stage.boxes():
-                gradients.add_box(stage.target, box, pull.at(box, record.maps[stage.target.name].read(box)))
+            for box, count in record.sharing.tiles(stage):
+                gradients.add_box(stage.target, box, pull.at(box, record.maps[stage.target.name].read(box), count))
             return
         sides, kept = record.kept.get(stage) or (self._aliases(stage, record.env), {})
-        for box in stage.boxes():
+        for box, count in record.sharing.tiles(stage):
             tile = kept.get(box) or self._recomputed(stage, box, record, sides)
             if not retain:
                 kept.pop(box, None)
-            self._backward_tile(stage, box, tile, pull, sides, gradients, retain and box in kept)
+            self._backward_tile(stage, box, tile, pull, count, sides, gradients, retain and box in kept)
             del tile  # or it would live on while the next one is computed
 
     def _recomputed(self, stage: Stage, box: Box, record: Record, sides: dict[str, Any]) -> RunTile:
@@ -310,6 +330,7 @@ class Runner:
         box: Box,
         tile: RunTile,
         pull: Pull,
+        count: int,
         sides: dict[str, Any],
         gradients: Gradients,
         retain: bool,
@@ -321,7 +342,7 @@ class Runner:
         pulled = torch.autograd.grad(
             tile.result,
             [t for _, _, t in leaves] + [t for _, t in trained],
-            pull.at(box, tile.result),
+            pull.at(box, tile.result, count),
             retain_graph=retain,
             allow_unused=True,
         )
@@ -338,14 +359,15 @@ class Pull:
     target: Value
     of_map: Callable[[Box], Tensor] | None
     of_sums: list[tuple[Reduction, Tensor, Tensor]]
-    map: DenseMap | None
+    map: Map | None
 
-    def at(self, box: Box, tile: Tensor) -> Tensor:
-        """The gradient at one tile."""
+    def at(self, box: Box, tile: Tensor, count: int = 1) -> Tensor:
+        """The gradient at one tile, or at all those together that it stands for."""
         gradient = None if self.of_map is None else self.of_map(box)
         values = tile.detach() if self.map is None else self.map.read(box)
         for reduction, result, of_sum in self.of_sums:
             pulled = reduction.pull(values, result, of_sum).expand_as(values)
+            pulled = pulled if count == 1 else pulled * count
             gradient = pulled if gradient is None else gradient + pulled
         assert gradient is not None
         return gradient

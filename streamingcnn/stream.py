@@ -17,6 +17,7 @@ from .errors import DoubleBackwardError
 from .maps import DenseMap, Gradients
 from .ops.rule import Value
 from .runner import Record, Runner
+from .signature import Sharing
 
 
 @dataclass
@@ -27,6 +28,8 @@ class Job:
     tensors: tuple[Value, ...]
     #: Further given values that are no tensors, or that the forward itself changes.
     fixed: dict[str, Any]
+    #: Which tiles run, and for how many each stands.
+    sharing: Sharing = field(default_factory=Sharing)
     #: What the forward made and the caller has yet to fetch: the new buffer values.
     results: dict[str, Any] = field(default_factory=dict)
 
@@ -38,7 +41,7 @@ class StreamFunction(torch.autograd.Function):
     def forward(ctx: Any, job: Job, *tensors: Tensor) -> tuple[Tensor, ...]:
         record = Record()
         env = {**job.fixed, **{v.name: t.detach() for v, t in zip(job.tensors, tensors, strict=True)}}
-        job.results.update(job.runner.forward(env, record))
+        job.results.update(job.runner.forward(env, record, job.sharing))
         # Saved by autograd, not by the record: it checks versions, and frees them with the graph.
         ctx.save_for_backward(*tensors)
         for value in job.tensors:
@@ -73,7 +76,7 @@ class StreamFunction(torch.autograd.Function):
             record.env[value.name] = tensor.detach()
             if value.spatial:
                 record.maps[value.name] = DenseMap(value, tensor.detach())
-        gradients = Gradients()
+        gradients = Gradients(record.sharing.tables)
         for value, gradient in zip(job.runner.outputs, given, strict=True):
             gradients.add(value, gradient)
         job.runner.backward(record, gradients, retain)

@@ -61,7 +61,8 @@ def affine(graph: GraphBuilder, call: Call, x: Value, scale: Value, shift: Value
         scaled: Tensor = tensor * factor + offset
         return scaled.to(tensor.dtype)
 
-    rule = Rule((Read(x, (Same(),) * len(x.extents)),), compute, x.axes or (), (scale, shift), work=60)
+    reads = (Read(x, (Same(),) * len(x.extents)),)
+    rule = Rule(reads, compute, x.axes or (), (scale, shift), work=60, shift_invariant=True)
     return graph.local(call, rule, shape=x.shape)
 
 
@@ -132,7 +133,8 @@ def batch_norm(graph: GraphBuilder, call: Call) -> Lowered:
         return torch.nn.functional.batch_norm(tensor, m, v, w, b, False, 0.0, call["eps"])
 
     side = tuple(p for p in parameters if isinstance(p, Value))
-    result = graph.local(call, Rule((Read(x, (Same(),) * len(x.extents)),), compute, x.axes or (), side, work=30))
+    reads = (Read(x, (Same(),) * len(x.extents)),)
+    result = graph.local(call, Rule(reads, compute, x.axes or (), side, work=30, shift_invariant=True))
     return (result, None, None, graph.ignored, graph.ignored) if several else result
 
 

@@ -69,7 +69,17 @@ def apply_in_place(graph: GraphBuilder, call: Call, keep_whole: tuple[str, ...] 
         return result
 
     side = tuple(value for value in values_in(tuple(call.arguments.values())) if not value.spatial)
-    return graph.local(call, Rule(tuple(reads), compute, axes, side))
+    # An operand that is cut to the tile's box (coordinates, say) gives each place pixels of its own.
+    invariant = not any(spans(value, axes, extents, rank) for value in side)
+    return graph.local(call, Rule(tuple(reads), compute, axes, side, shift_invariant=invariant))
+
+
+def spans(value: Value, axes: tuple[int, ...], extents: list[int], rank: int) -> bool:
+    """Whether a global operand has spatial extent, so that :func:`cut_to` cuts it."""
+    offset = rank - len(value.shape)
+    return any(
+        axis >= offset and value.shape[axis - offset] == extent != 1 for axis, extent in zip(axes, extents, strict=True)
+    )
 
 
 def cut_to(tensor: Tensor, tile: Tile, axes: tuple[int, ...], extents: list[int], rank: int) -> Tensor:
@@ -139,7 +149,7 @@ def across_channels(graph: GraphBuilder, call: Call) -> Lowered:
         result: Tensor = target(**given)
         return result
 
-    return graph.local(call, Rule((Read(x, (Same(),) * len(axes)),), compute, axes, side))
+    return graph.local(call, Rule((Read(x, (Same(),) * len(axes)),), compute, axes, side, shift_invariant=True))
 
 
 @lowers(aten.linear)
@@ -154,7 +164,8 @@ def linear(graph: GraphBuilder, call: Call) -> Lowered:
         return result
 
     side = tuple(v for v in arguments[1:] if isinstance(v, Value))
-    rule = Rule((Read(x, (Same(),) * len(x.axes)),), compute, x.axes, side, work=x.shape[-1], cheap=False)
+    reads = (Read(x, (Same(),) * len(x.axes)),)
+    rule = Rule(reads, compute, x.axes, side, work=x.shape[-1], cheap=False, shift_invariant=True)
     return graph.local(call, rule)
 
 
@@ -172,4 +183,5 @@ def layer_norm(graph: GraphBuilder, call: Call) -> Lowered:
         result: Tensor = target(**given)
         return result
 
-    return graph.local(call, Rule((Read(x, (Same(),) * len(x.axes or ())),), compute, x.axes or (), side))
+    reads = (Read(x, (Same(),) * len(x.axes or ())),)
+    return graph.local(call, Rule(reads, compute, x.axes or (), side, shift_invariant=True))

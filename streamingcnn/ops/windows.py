@@ -98,7 +98,7 @@ def convolution(graph: GraphBuilder, call: Call) -> Lowered:
     work = prod(weight.shape[1:])
     on_cpu = graph.device.type == "cpu" and x.dtype == torch.float32
     slowness = _reference_kernel(x, kernel, groups) if on_cpu else None
-    rule = Rule((Read(x, windows),), compute, x.axes, globals_of(weight, bias), work, False, slowness, ghost)
+    rule = Rule((Read(x, windows),), compute, x.axes, globals_of(weight, bias), work, False, slowness, ghost, True)
     return graph.local(call, rule)
 
 
@@ -195,7 +195,7 @@ def max_pool(graph: GraphBuilder, call: Call) -> Lowered:
         return pool(pad_by(tensor, rest, -torch.inf), kernel, stride, common, dilation)
 
     work = POOL_WORK * prod(kernel)
-    return graph.local(call, Rule((Read(x, windows),), compute, x.axes, work=work, cheap=False))
+    return graph.local(call, Rule((Read(x, windows),), compute, x.axes, work=work, cheap=False, shift_invariant=True))
 
 
 @lowers(aten.max_pool1d_with_indices, aten.max_pool2d_with_indices, aten.max_pool3d_with_indices)
@@ -248,4 +248,4 @@ def avg_pool(graph: GraphBuilder, call: Call) -> Lowered:
         return result
 
     work = POOL_WORK * prod(kernel)
-    return graph.local(call, Rule((Read(x, windows),), compute, x.axes, work=work, cheap=False))
+    return graph.local(call, Rule((Read(x, windows),), compute, x.axes, work=work, cheap=False, shift_invariant=True))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ..graph import Graph, Local
 from ..ops.rule import Value
+from ..signature import Sharing
 from .choose import choose_stored, choose_tiles
 from .peak import MeasuredTileBytes, peak
 from .search import search
@@ -33,6 +34,8 @@ class Plan:
 
     graph: Graph
     steps: tuple[Stage | Globals, ...]
+    #: Which tiles run, for an image with constant parts; see signature.py.
+    sharing: Sharing = field(default_factory=Sharing)
 
     @cached_property
     def stages(self) -> tuple[Stage, ...]:
@@ -43,6 +46,11 @@ class Plan:
     def tiles(self) -> int:
         """How many tiles one forward runs, all stages together."""
         return sum(stage.tiles for stage in self.stages)
+
+    @cached_property
+    def tiles_run(self) -> int:
+        """How many of them run: fewer where the image has constant parts."""
+        return self.sharing.statistics(self.steps).run
 
     @cached_property
     def peak_bytes(self) -> int:

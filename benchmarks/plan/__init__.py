@@ -1,0 +1,1 @@
+"""Budgets, predictions and speed of plans."""
