@@ -6,8 +6,6 @@ photograph, nothing more is read. The rest is one pass over the blocks that may 
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -22,29 +20,29 @@ SIDES = {1: 1024, 2: 64, 3: 16}
 FEWEST, LEAST = 16, 1 / 16
 
 
-def constant_blocks_in(image: Tensor) -> ConstantBlocks | None:
-    """The constant blocks of an image (batch, channels, *space); None where they are too few to be of use.
+def constant_blocks_in(image: Tensor, axes: tuple[int, ...]) -> ConstantBlocks | None:
+    """The constant blocks of an image whose spatial axes are given; None where they are too few to be of use.
 
     >>> image = torch.rand(1, 3, 256, 256)
-    >>> constant_blocks_in(image) is None
+    >>> constant_blocks_in(image, (2, 3)) is None
     True
     >>> image[..., 64:, :] = 0.5
-    >>> constant_blocks_in(image).labels[:, 0].tolist()
+    >>> constant_blocks_in(image, (2, 3)).labels[:, 0].tolist()
     [-1, 0, 0, 0]
     """
-    axes = tuple(range(2, image.dim()))
-    extents = tuple(image.shape[2:])
+    extents = tuple(image.shape[axis] for axis in axes)
     steps = (SIDES[len(axes)],) * len(axes)
     if np.prod([-(-extent // step) for extent, step in zip(extents, steps, strict=True)]) < FEWEST:
         return None
     with torch.no_grad():
-        alike = _corners_alike(image, steps)
+        alike = _corners_alike(image, axes, steps)
         if alike.mean() < LEAST:
             return None
         boxes = list(grid(extents, steps))
         chosen = np.flatnonzero(alike)
         parts = [along(image, axes, boxes[k]) for k in chosen]
-        firsts = [part[(..., *(slice(0, 1),) * len(axes))] for part in parts]
+        corner = ((0, 1),) * len(axes)
+        firsts = [along(part, axes, corner) for part in parts]
         same = torch.stack([(part == first).all() for part, first in zip(parts, firsts, strict=True)]).cpu().numpy()
         if same.sum() < LEAST * alike.size:
             return None
@@ -55,22 +53,22 @@ def constant_blocks_in(image: Tensor) -> ConstantBlocks | None:
     return ConstantBlocks(steps, labels.reshape(alike.shape))
 
 
-def _corners_alike(image: Tensor, steps: tuple[int, ...]) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
-    """Per block, whether its middle and its last pixels are equal to its first one."""
-    index = []
-    for extent, step in zip(image.shape[2:], steps, strict=True):
-        low = torch.arange(0, extent, step)
+def _corners_alike(
+    image: Tensor, axes: tuple[int, ...], steps: tuple[int, ...]
+) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+    """Per block, whether its middle and its last pixel are equal to its first one."""
+    first, middle, last = image, image, image
+    for axis, step in zip(axes, steps, strict=True):
+        extent = image.shape[axis]
+        low = torch.arange(0, extent, step, device=image.device)
         high = (low + step).clamp(max=extent)
-        index.append([k.to(image.device) for k in (low, (low + high) // 2, high - 1)])
-    alike = None
-    for choice in itertools.product(range(3), repeat=len(steps)):
-        sample = image
-        for axis, (which, places) in enumerate(zip(choice, index, strict=True), start=2):
-            sample = sample.index_select(axis, places[which])
-        if alike is None:
-            first, alike = sample, torch.ones(sample.shape[2:], dtype=torch.bool, device=image.device)
-            continue
-        alike &= (sample == first).flatten(0, 1).all(0)
-    assert alike is not None
+        first, middle, last = (
+            sample.index_select(axis, places)
+            for sample, places in ((first, low), (middle, (low + high) // 2), (last, high - 1))
+        )
+    alike = (first == middle) & (first == last)
+    others = [dim for dim in range(image.dim()) if dim not in axes]
+    for dim in reversed(others):
+        alike = alike.all(dim)
     found: np.ndarray[tuple[int, ...], np.dtype[np.bool_]] = alike.cpu().numpy()
     return found

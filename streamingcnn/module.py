@@ -21,7 +21,7 @@ from .plan.plan import Plan, check_tile, make_plan
 from .plan.search import parse_bytes
 from .probe import refuse_early
 from .runner import Runner, requiring
-from .signature import Sharing, TilesRun, share
+from .signature import TilesRun, share
 from .sources.source import ConstantBlocks, Source, constant_blocks_of
 from .stream import Job, StreamFunction
 
@@ -184,15 +184,14 @@ class StreamingModule(nn.Module):
         given = tuple(tensors[value] for value in values)
         differentiable = {v.name for v, t in tensors.items() if t.requires_grad} if torch.is_grad_enabled() else set()
         needs = requiring(graph, differentiable)
-        sharing = Sharing()
         constants = _constants(graph, leaves, needs)
         if constants:
             plan, key = self._aligned(graph, plan, key)
-            sharing = share(plan.steps, graph.image, constants)
-        self.last_run = sharing.statistics(plan.steps)
         image = leaves[next(p for p, v in graph.inputs.items() if v is graph.image)]
         device = image.device if isinstance(image, Tensor) else self._device()
         runner = self._runner(graph, plan, key, needs, device.type)
+        sharing = share(runner.steps, graph.image, constants)
+        self.last_run = sharing.statistics(runner.steps)
         returned = {o.name for o in graph.outputs if isinstance(o, Value) and isinstance(fixed.get(o.name), SourceMap)}
         if any(output.name in needs for output in runner.outputs):
             job = Job(runner, values, fixed, sharing)
@@ -260,7 +259,7 @@ def _constants(graph: Graph, leaves: Sequence[Any], needs: Collection[str]) -> d
             continue
         leaf = leaves[position]
         if isinstance(leaf, Tensor):
-            blocks = None if leaf.is_meta else constant_blocks_in(leaf)
+            blocks = None if leaf.is_meta else constant_blocks_in(leaf, value.axes or ())
         else:
             blocks = constant_blocks_of(leaf)
         if blocks is not None and blocks.share > 0:

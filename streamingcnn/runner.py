@@ -301,6 +301,8 @@ class Runner:
         ]
         if (of_map is None and not of_sums) or stage.target.name not in self.needs:
             return
+        if not of_sums and stage.nodes and not retain:
+            record.maps.pop(stage.target.name, None)  # all its readers are done, and its own gradient needs no value
         pull = Pull(stage.target, of_map, of_sums, record.maps.get(stage.target.name))
         if not stage.nodes:
             # A reduction of an input or of a plainly made map: its gradient goes straight to that map.

@@ -3,8 +3,8 @@
 The slide is a source: its pixels are made on the fly, from a seed and the coordinates alone, and nothing of its size is
 ever in memory. What it costs is held against the same step on an image that is all tissue and has just as much of it:
 
-    slide    65536 x 65536, 3 % tissue       time / time  <= 1.5        each in a process of its own
-    tissue   11264 x 11264                   RSS  < 4 GiB
+    slide    65536 x 65536, 3 % tissue       time / time  <= 1.5        each in a process of its own,
+    tissue   11264 x 11264                   RSS  < 4 GiB               by the processor's time
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ BLOCK = 512
 #: The value of the background, as on a scanned slide: a light grey.
 GLASS = 0.94
 TISSUE, RATIO, RSS = 0.03, 1.5, 4 << 30
+#: Few stored maps, so that the step stays within the bytes: ResNet's last three scales.
+STORED = ("layer2.1", "layer3.1", "layer4.0")
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +85,8 @@ class Measured:
     """What one step took."""
 
     seconds: float
+    #: Of the processor: what a busy machine does not change.
+    processor: float
     rss_bytes: int
     tiles: str
     loss: float
@@ -93,16 +97,17 @@ def step(image: Source, tile: int | None) -> Measured:
     """One forward and backward of a ResNet-18 with a global mean and two classes; normalisation is frozen."""
     torch.manual_seed(0)
     net = resnet18(num_classes=2).eval().to(memory_format=torch.channels_last)
-    streamed = StreamingModule(net, tile=tile)
+    streamed = StreamingModule(net, tile=tile, stored=STORED)
     streamed.plan(image)
-    start = time.perf_counter()
+    start, worked = time.perf_counter(), time.process_time()
     loss = F.cross_entropy(streamed(image), torch.tensor([1]))
     logger.info("forward: %.0f s, %s", time.perf_counter() - start, streamed.last_run)
     loss.backward()
-    seconds = time.perf_counter() - start
+    seconds, processor = time.perf_counter() - start, time.process_time() - worked
     norm = torch.stack([p.grad.norm() for p in net.parameters() if p.grad is not None]).norm()
     rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return Measured(seconds, rss, str(streamed.last_run), loss.item(), norm.item())
+    logger.info("step: %.0f s, of the processor %.0f s, RSS %s", seconds, processor, format_bytes(rss))
+    return Measured(seconds, processor, rss, str(streamed.last_run), loss.item(), norm.item())
 
 
 def _run(image: Source, tile: int | None, threads: int) -> Measured:
@@ -129,11 +134,11 @@ def main() -> None:
             results[name] = process.submit(_run, image, options.tile or None, options.threads).result()
     (first, on_slide), (second, on_tissue) = results.items()
     pixels = whole.mask.sum() * BLOCK**2 / side**2
-    ratio = on_slide.seconds / (on_tissue.seconds * pixels)
-    print("| image | pixels | tiles | time | RSS |\n|---|---|---|---|---|")
+    ratio = on_slide.processor / (on_tissue.processor * pixels)
+    print("| image | pixels | tiles | time | of the processor | RSS |\n|---|---|---|---|---|---|")
     for name, extent, got in ((first, options.side, on_slide), (second, side, on_tissue)):
-        rss = format_bytes(got.rss_bytes)
-        print(f"| {name} | {extent} x {extent} | {got.tiles} | {got.seconds:.0f} s | {rss} |")
+        times = f"{got.seconds:.0f} s | {got.processor:.0f} s"
+        print(f"| {name} | {extent} x {extent} | {got.tiles} | {times} | {format_bytes(got.rss_bytes)} |")
     met = "met" if ratio <= RATIO and on_slide.rss_bytes < RSS else "missed"
     print(f"\n{ratio:.2f}x of the tissue's share (bound {RATIO}x), RSS bound {format_bytes(RSS)}: {met}")
     print(f"{machine(options.threads)}; tile {options.tile or 'chosen'}; one step each.")

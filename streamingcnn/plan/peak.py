@@ -23,6 +23,7 @@ from ..boxes import Box, full
 from ..graph import Given, Graph
 from ..memory import LiveBytes
 from ..ops.rule import Value
+from ..signature import Sharing
 from ..tile import run_tile
 from .cost import map_bytes, tile_bytes, typical_box
 from .stages import Globals, Stage
@@ -55,8 +56,12 @@ def lifetimes(graph: Graph, steps: list[Stage | Globals]) -> dict[str, tuple[int
     return {n: (first, end if n in outputs else last, v) for n, (first, last, v) in made.items()}
 
 
-def moments(graph: Graph, steps: list[Stage | Globals], tiles: TileBytes) -> list[Moment]:
+def moments(
+    graph: Graph, steps: list[Stage | Globals], tiles: TileBytes, sharing: Sharing | None = None
+) -> list[Moment]:
     """The height of every step of a training step whose parameters all need gradients."""
+    sharing = Sharing() if sharing is None else sharing
+    map_bytes = sharing.map_bytes
     lives = lifetimes(graph, steps)
     outputs = {v.name for v in graph.outputs if isinstance(v, Value)}
     read = {v.name for s in steps for v in (s.frontier if isinstance(s, Stage) else s.reads)}
@@ -66,7 +71,7 @@ def moments(graph: Graph, steps: list[Stage | Globals], tiles: TileBytes) -> lis
         maps = sum(map_bytes(v) for n, (first, _, v) in lives.items() if first <= k and (n in read or n in outputs))
         if isinstance(step, Stage):
             if step.way == "keep":
-                kept += tiles.saved(step) * step.tiles
+                kept += tiles.saved(step) * sharing.count(step)
             found.append(Moment(step, False, maps + kept + tiles.forward(step)))
         else:
             kept += plain_bytes(step)
@@ -80,13 +85,13 @@ def moments(graph: Graph, steps: list[Stage | Globals], tiles: TileBytes) -> lis
         if isinstance(step, Globals):
             kept -= plain_bytes(step)
         elif step.way == "keep":
-            kept -= tiles.saved(step) * step.tiles
+            kept -= tiles.saved(step) * sharing.count(step)
     return found
 
 
-def peak(graph: Graph, steps: list[Stage | Globals], tiles: TileBytes) -> Moment:
-    """The highest moment of a step."""
-    return max(moments(graph, steps, tiles), key=lambda moment: moment.bytes)
+def peak(graph: Graph, steps: list[Stage | Globals], tiles: TileBytes, sharing: Sharing | None = None) -> Moment:
+    """The highest moment of a step; ``sharing`` says which tiles run and which pages maps share."""
+    return max(moments(graph, steps, tiles, sharing), key=lambda moment: moment.bytes)
 
 
 def plain_bytes(step: Globals) -> int:

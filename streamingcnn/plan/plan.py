@@ -55,7 +55,7 @@ class Plan:
     @cached_property
     def peak_bytes(self) -> int:
         """The predicted height of a training step in bytes, beside parameters, their gradients and the input."""
-        return peak(self.graph, list(self.steps), MeasuredTileBytes()).bytes
+        return peak(self.graph, list(self.steps), MeasuredTileBytes(), self.sharing).bytes
 
     @cached_property
     def receptive_field(self) -> tuple[int, ...]:

@@ -36,17 +36,20 @@ def table(plan: Plan) -> str:
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines.insert(1, "  ".join("-" * width for width in widths))
-    work = sum(stage_work(stage, arithmetic) for stage in plan.stages)
-    held = sum(map_bytes(stage.target) for stage in plan.stages if stage.stored)
+    work = sum(stage_work(stage, arithmetic, plan.sharing.count(stage)) for stage in plan.stages)
+    held = sum(plan.sharing.map_bytes(stage.target) for stage in plan.stages if stage.stored)
     lines.append("")
-    lines.append(
-        f"image {by(plan.graph.image.shape)}, receptive field {by(plan.receptive_field)} px, {plan.tiles} tiles"
-    )
+    lines.append(f"image {by(plan.graph.image.shape)}, receptive field {by(plan.receptive_field)} px, {_tiles(plan)}")
     lines.append(
         f"stored maps {format_bytes(held)}, image {format_bytes(map_bytes(plan.graph.image))}, "
         f"forward work {work / max(plain_work, 1):.2f}x of plain, predicted peak {format_bytes(plan.peak_bytes)}"
     )
     return "\n".join(lines)
+
+
+def _tiles(plan: Plan) -> str:
+    run = plan.sharing.statistics(plan.steps)
+    return f"{run.tiles} tiles" if run.run == run.tiles else str(run)
 
 
 def _stage_row(plan: Plan, number: int, stage: Stage) -> tuple[str, ...]:
