@@ -43,7 +43,8 @@ class StreamingModule(nn.Module):
 
     Args:
         module: a trunk or a whole network; its first tensor input is the image, (batch, channels, *space) with 1, 2
-            or 3 spatial axes. Further tensors with the same spatial sizes are streamed too.
+            or 3 spatial axes. Further tensors with the same spatial sizes are streamed too. In place of any of them
+            it takes a source (:class:`~streamingcnn.sources.Source`), which is read box by box.
         tile: pixels of the image that a tile covers, halo not counted: one size, or one per axis. None chooses per
             stage.
         stored: paths of layers whose results are stored between stages. None chooses: the network's own blocks

@@ -283,15 +283,20 @@ def _mixed(values: npt.NDArray[np.generic]) -> Hashes:
 
 # -------------------------------------------------------------------------------------- one axis of a stage
 
-_known: weakref.WeakKeyDictionary[Stage, dict[tuple[int, int], Axis]] = weakref.WeakKeyDictionary()
+_known: weakref.WeakKeyDictionary[Stage, dict[Hashable, Axis]] = weakref.WeakKeyDictionary()
 
 
 def axis_of(stage: Stage, axis: int, step: int) -> Axis:
-    """How the intervals of one axis of a stage's target relate to what they read; remembered per stage."""
+    """How the intervals of one axis of a stage's target relate to what they read.
+
+    It is remembered per stage, and by all that it follows from: the axes of a square image are mostly alike.
+    """
     known = _known.setdefault(stage, {})
-    if (axis, step) not in known:
-        known[axis, step] = _axis_of(stage, axis, step)
-    return known[axis, step]
+    maps = [read.maps[axis] for node in stage.nodes for read in node.rule.reads]
+    key = (step, stage.target.extents[axis], *(m if isinstance(m, Hashable) else id(m) for m in maps))
+    if key not in known:
+        known[key] = _axis_of(stage, axis, step)
+    return known[key]
 
 
 def _axis_of(stage: Stage, axis: int, step: int) -> Axis:
