@@ -28,6 +28,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from math import ceil, gcd, log2, prod
 
 import numpy as np
@@ -314,29 +315,25 @@ def _axis_of(stage: Stage, axis: int, step: int) -> Axis:
 def walk(stage: Stage, axis: int, interval: Interval) -> tuple[Hashable, dict[str, Interval]]:
     """How an interval of the target relates to all that it needs, and the hull of it by frontier value.
 
-    The same walk as that of :meth:`Stage.needs`, on one axis. Where several boxes of one value are needed, the stage
-    may merge them; a merged box begins where one of them does and ends where one of them does, so every such pair is
-    looked at. Intervals are told relative to the first pixel needed of their value, so that equal keys mean programs
-    that are the same but for a shift.
+    The same walk as that of :meth:`Stage.needs`, on one axis; intervals that boxes may be merged to are looked at too
+    (:func:`_merged`). Intervals are told relative to the first pixel needed of their value, so that equal keys mean
+    programs that are the same but for a shift.
     """
     wanted: dict[str, set[Interval]] = {stage.target.name: {interval}}
     origins: dict[str, int] = {}
     key: list[Hashable] = []
     needed: list[tuple[str, Interval]] = []
     for node in reversed(stage.nodes):
-        asked, rule = wanted.get(node.value.name, ()), node.rule
-        lows, highs = sorted({low for low, _ in asked}), sorted({high for _, high in asked})
-        key.append((len(lows), len(highs)))
-        for low in lows:
-            for high in (h for h in highs if h > low):
-                key.append((low - lows[0], high - lows[0]) if rule.shift_invariant else (low, high))
-                for read in rule.reads:
-                    key.append(relation(read.maps[axis], low, high))
-                    intervals = read.maps[axis].need(low, high)
-                    needed += [(read.value.name, needs) for needs in intervals]
-                    wanted.setdefault(read.value.name, set()).update(intervals)
-        if lows:
-            origins[node.value.name] = lows[0]
+        rule, intervals = node.rule, _merged(wanted.get(node.value.name, ()))
+        key.append(len(intervals))
+        origin = origins[node.value.name] = intervals[0][0] if intervals else 0
+        for low, high in intervals:
+            key.append((low - origin, high - origin) if rule.shift_invariant else (low, high))
+            for read in rule.reads:
+                key.append(relation(read.maps[axis], low, high))
+                needs = read.maps[axis].need(low, high)
+                needed += [(read.value.name, need) for need in needs]
+                wanted.setdefault(read.value.name, set()).update(needs)
     hulls = {}
     for value in stage.frontier:
         asked = wanted.get(value.name) or {(0, 0)}
@@ -344,3 +341,16 @@ def walk(stage: Stage, axis: int, interval: Interval) -> tuple[Hashable, dict[st
         origins[value.name] = hulls[value.name][0]
     key += [(low - origins[name], high - origins[name]) for name, (low, high) in needed]
     return (interval[1] - interval[0], *key), hulls
+
+
+def _merged(asked: Iterable[Interval]) -> list[Interval]:
+    """The intervals asked for, and all that boxes made of them may be merged to.
+
+    A merged box begins where one of its boxes does and ends where one of them does. Mostly each interval lies inside
+    the next, as halos do; then the hull of several is the widest of them, and nothing is new.
+    """
+    chain = sorted(asked, key=lambda interval: (interval[0], -interval[1]))
+    if all(later[1] <= earlier[1] for earlier, later in pairwise(chain)):
+        return chain
+    lows, highs = sorted({low for low, _ in chain}), sorted({high for _, high in chain})
+    return [(low, high) for low in lows for high in highs if low < high]
