@@ -30,6 +30,7 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from math import ceil, gcd, log2, prod
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +44,7 @@ from .sources.source import ConstantBlocks
 
 Hashes = npt.NDArray[np.uint64]
 Integers = npt.NDArray[np.int64]
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 #: About how many cells an image is divided into, and the smallest side of one, in pixels.
 CELLS, SMALLEST = 2**20, 8
@@ -179,7 +181,8 @@ def _run_once(stage: Stage, cell: tuple[int, ...], cells: Hashes, sharing: Shari
 
 def _side(extents: tuple[int, ...]) -> int:
     """The side of the image's cells, a power of two."""
-    return max(SMALLEST, 2 ** ceil(log2(max(1.0, prod(extents) / CELLS)) / len(extents)))
+    side: int = 2 ** ceil(log2(max(1.0, prod(extents) / CELLS)) / len(extents))
+    return max(SMALLEST, side)
 
 
 def _cell(stage: Stage, image: Value, side: int) -> tuple[int, ...]:
@@ -264,7 +267,7 @@ def _extreme(labels: Integers, axis: int, index: Integers, of: np.ufunc) -> Inte
     return total
 
 
-def _along(values: npt.NDArray[np.generic], axis: int, space: int) -> npt.NDArray[np.generic]:
+def _along(values: npt.NDArray[Scalar], axis: int, space: int) -> npt.NDArray[Scalar]:
     """A vector as an array that lies along one axis."""
     shape = [1] * space
     shape[axis] = -1

@@ -96,7 +96,8 @@ class Measured:
 def step(image: Source, tile: int | None) -> Measured:
     """One forward and backward of a ResNet-18 with a global mean and two classes; normalisation is frozen."""
     torch.manual_seed(0)
-    net = resnet18(num_classes=2).eval().to(memory_format=torch.channels_last)
+    net = resnet18(num_classes=2).eval()
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     streamed = StreamingModule(net, tile=tile, stored=STORED)
     streamed.plan(image)
     start, worked = time.perf_counter(), time.process_time()

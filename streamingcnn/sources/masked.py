@@ -8,6 +8,7 @@ pages.py), and the file is not read there.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -77,9 +78,9 @@ class MaskedSource:
         inner = intersect(kept, box)
         assert inner is not None
         made = filled.clone()
-        at = tuple(slice(low, high) for low, high in relative(inner, box))
+        at: Any = (..., *(slice(low, high) for low, high in relative(inner, box)))
         inside = torch.from_numpy(self._mask_at(inner))
-        made[(..., *at)] = torch.where(inside, self.source.read(inner), made[(..., *at)])
+        made[at] = torch.where(inside, self.source.read(inner), made[at])
         return made
 
     def _pixels(self, first: npt.NDArray[np.intp], last: npt.NDArray[np.intp], blocks: tuple[slice, ...]) -> Box:
