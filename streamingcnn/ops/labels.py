@@ -106,17 +106,13 @@ def _constant(graph: GraphBuilder, call: Call, whole: Value, index: Value) -> Va
     return filled(graph, made, index.axes or (), number)
 
 
-@lowers(aten.index.Tensor, aten.embedding)
+@lowers(aten.index.Tensor)
 def looked_up(graph: GraphBuilder, call: Call) -> Lowered:
-    """A row of a table for each pixel: ``table[classes]``."""
-    if call.target.overloadpacket is aten.embedding:
-        table, classes = call["weight"], call["indices"]
-    elif len(call["indices"]) == 1:
-        table, classes = call["self"], call["indices"][0]
-    else:
+    """A row of a table for each pixel: ``table[classes]``; bool and uint8 indices are masks, not classes."""
+    table, indices = call["self"], call["indices"]
+    if len(indices) != 1 or table.spatial or indices[0].dtype in (torch.bool, torch.uint8):
         return None
-    if table.spatial or not classes.spatial or classes.dtype == torch.bool:
-        return None
+    (classes,) = indices
 
     def compute(tile: Tile) -> Tensor:
         assert tile.inputs[0] is not None
