@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from ..graph import Given, Graph, Plain, Reduced
 from ..ops.rule import Value
+from ..runner import requiring
 from .choose import candidates, feeding_statistics, tile_of
 from .cost import map_bytes
 from .options import Option, Piece
@@ -92,7 +93,7 @@ class Workshop:
             for n, node in graph.nodes.items()
             if isinstance(node, Given) and node.source == "parameter" and n in graph.trained
         }
-        self.trains = bool(graph.trained)
+        self.needs = requiring(graph, set(graph.trained))
         self._pieces: dict[str, list[Piece]] = {}
 
     # ------------------------------------------------------------------ stages of a draft
@@ -107,7 +108,14 @@ class Workshop:
         target = self.graph.nodes[name].value
         nodes, frontier = stage_of(self.graph, target, held - {name})
         piece = Piece(
-            target, nodes, frontier, self.reductions.get(name, ()), keeps_map, self.times, self.inputs, self.trains
+            target,
+            nodes,
+            frontier,
+            self.reductions.get(name, ()),
+            keeps_map,
+            self.times,
+            self.inputs,
+            name in self.needs,
         )
         if self.image_tile is not None:
             piece.tiles = [tile_of(self.graph, target, self.image_tile)]
@@ -199,7 +207,7 @@ class Workshop:
         for name, (first, last) in self.lives(draft.entries).items():
             size = self.bytes_of[name]
             forward[first] += size
-            if not self.trains:
+            if not self.needs:
                 forward[min(last, count) + 1] -= size
                 continue
             # The map lives from its making to its maker's backward, its gradient from its last reader's backward.

@@ -22,6 +22,7 @@ import numpy as np
 from ..boxes import Interval, merge
 from ..graph import Graph, Local, Reduced
 from ..ops.rule import Value
+from ..runner import requiring
 from .reuse import overwriting
 from .stages import Stage
 from .times import Array, Times, kind_of, units_of
@@ -415,6 +416,7 @@ _BEHIND: dict[int, tuple[tuple[int | None, ...], ...]] = {
 def seconds_of(graph: Graph, stages: Iterable[Stage], times: Times) -> float:
     """The seconds of a step that runs these stages as they are."""
     inputs = frozenset(value.name for value in graph.inputs.values() if value.spatial)
+    needs = requiring(graph, set(graph.trained))
     total = 0.0
     for stage in stages:
         piece = Piece(
@@ -425,7 +427,7 @@ def seconds_of(graph: Graph, stages: Iterable[Stage], times: Times) -> float:
             stage.stored,
             times,
             inputs,
-            bool(graph.trained),
+            stage.name in needs,
         )
         (option,) = piece.at([stage.tile])
         total += option.keep if stage.way == "keep" else option.recompute

@@ -233,7 +233,7 @@ class Search:
         chances = [
             ((best.options[entry].recompute - option.keep) / max(option.kept, 1), k, entry, option)
             for k, entry in enumerate(draft.entries)
-            if isinstance(entry, Piece) and entry.nodes
+            if isinstance(entry, Piece) and entry.nodes and entry.trains
             for option in {entry.keeping[0], entry.keeping[-1], best.options[entry]}
         ]
         chances.sort(key=lambda one: (-one[0], one[1], one[3].tile))
