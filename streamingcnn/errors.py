@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
+
 
 class Problem(NamedTuple):
     """One thing in a module that cannot be streamed."""
@@ -34,3 +36,23 @@ class UnsupportedModuleError(ValueError):
 
 class DoubleBackwardError(RuntimeError):
     """The gradient of a streamed gradient was asked for, which a streamed module does not have."""
+
+
+class StepMemoryError(torch.OutOfMemoryError):
+    """A step of a streamed module ran out of memory; its parameters' gradients are what they were before.
+
+    Attributes:
+        peak: the predicted bytes of the plan that did not fit.
+        budget: the bytes that the plan was made for, or None where nothing limited them.
+    """
+
+    def __init__(self, message: str, peak: int, budget: int | None) -> None:
+        self.peak, self.budget = peak, budget
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[type[StepMemoryError], tuple[str, int, int | None]]:
+        return type(self), (str(self), self.peak, self.budget)
+
+
+class DiskFullError(OSError):
+    """The directory for stored maps has no room for those of a step; nothing was computed yet."""

@@ -6,23 +6,24 @@ without the engine knowing. Today every map is dense: one tensor, and a box is a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from .boxes import Box, full
 from .ops.rule import Value, along
+from .places import DEVICE, Place
 
 MEMORY_FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
-def empty_like_tile(tile: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """An uninitialised map with the dtype, device and memory format of one of its tiles."""
+def empty_like_tile(tile: Tensor, shape: tuple[int, ...], place: Place = DEVICE) -> Tensor:
+    """An uninitialised map in a place, with the dtype, memory format and (on the device) device of one of its tiles."""
     wanted = MEMORY_FORMATS.get(tile.dim())
-    if wanted is not None and not tile.is_contiguous() and tile.is_contiguous(memory_format=wanted):
-        return torch.empty(shape, dtype=tile.dtype, device=tile.device, memory_format=wanted)
-    return torch.empty(shape, dtype=tile.dtype, device=tile.device)
+    if wanted is None or tile.is_contiguous() or not tile.is_contiguous(memory_format=wanted):
+        wanted = torch.contiguous_format
+    return place.empty(shape, tile.dtype, wanted, tile.device)
 
 
 class DenseMap:
@@ -36,34 +37,39 @@ class DenseMap:
     [0.0, 1.0]
     """
 
-    def __init__(self, value: Value, tensor: Tensor | None = None) -> None:
+    def __init__(self, value: Value, tensor: Tensor | None = None, place: Place = DEVICE) -> None:
         assert value.axes is not None
-        self.value, self.axes, self._tensor = value, value.axes, tensor
+        self.value, self.axes, self._tensor, self.place = value, value.axes, tensor, place
 
     @property
     def tensor(self) -> Tensor:
+        """The whole map on the device."""
+        return self.place.read(self._written)
+
+    @property
+    def _written(self) -> Tensor:
         assert self._tensor is not None, f"{self.value.name} was read before it was written"
         return self._tensor
 
     def read(self, box: Box) -> Tensor:
-        """A view of a box."""
-        return along(self.tensor, self.axes, box)
+        """A box on the device; a view where the map lives there."""
+        return self.place.read(along(self._written, self.axes, box))
 
     def write(self, box: Box, tile: Tensor) -> None:
         if self._tensor is None:
-            if box == full(self.value.extents):
+            if self.place.takes_tiles and box == full(self.value.extents):
                 self._tensor = tile
                 return
-            self._tensor = empty_like_tile(tile, self.value.shape)
-        along(self._tensor, self.axes, box).copy_(tile)
+            self._tensor = empty_like_tile(tile, self.value.shape, self.place)
+        self.place.write(along(self._tensor, self.axes, box), tile)
 
 
 class GradientMap:
     """The gradient of a stored map; it exists from its last consumer's backward to its producer's."""
 
-    def __init__(self, value: Value) -> None:
+    def __init__(self, value: Value, place: Place = DEVICE) -> None:
         assert value.axes is not None
-        self.value, self.axes = value, value.axes
+        self.value, self.axes, self.place = value, value.axes, place
         self._tensor: Tensor | None = None
         self._owned = False
 
@@ -75,21 +81,22 @@ class GradientMap:
     @property
     def tensor(self) -> Tensor:
         assert self._tensor is not None
-        return self._tensor
+        return self.place.read(self._tensor)
 
     def read(self, box: Box) -> Tensor:
-        return along(self.tensor, self.axes, box)
+        assert self._tensor is not None
+        return self.place.read(along(self._tensor, self.axes, box))
 
     def add(self, box: Box, gradient: Tensor) -> None:
         """Add at a box. A first gradient over the whole map is taken as it is and copied only if more comes."""
         if self._tensor is None:
-            if box == full(self.value.extents):
+            if self.place.takes_tiles and box == full(self.value.extents):
                 self._tensor = gradient
                 return
-            self._tensor, self._owned = empty_like_tile(gradient, self.value.shape).zero_(), True
+            self._tensor, self._owned = empty_like_tile(gradient, self.value.shape, self.place).zero_(), True
         if not self._owned:
             self._tensor, self._owned = self._tensor.clone(), True
-        along(self._tensor, self.axes, box).add_(gradient)
+        self.place.add(along(self._tensor, self.axes, box), gradient)
 
 
 class Gradients:
@@ -98,14 +105,21 @@ class Gradients:
     Sums over tiles are float32 or wider and are cast once, at the end.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, places: Mapping[str, Place] | None = None) -> None:
+        self.places = places or {}
         self.maps: dict[str, GradientMap] = {}
         self.sums: dict[str, Tensor] = {}
+
+    def clear(self) -> None:
+        """Let go of everything."""
+        self.maps.clear()
+        self.sums.clear()
 
     def add_box(self, value: Value, box: Box, gradient: Tensor | None) -> None:
         if gradient is None:
             return
-        self.maps.setdefault(value.name, GradientMap(value)).add(box, gradient)
+        place = self.places.get(value.name, DEVICE)
+        self.maps.setdefault(value.name, GradientMap(value, place)).add(box, gradient)
 
     def add(self, value: Value, gradient: Tensor | None, owned: bool = False) -> None:
         """Add a whole gradient, of a global value or of a map; one that is ``owned`` may be kept and written to."""

@@ -16,6 +16,7 @@ Scratch memory inside a kernel (the workspace of a convolution, say) is no tenso
 
 from __future__ import annotations
 
+import re
 import threading
 import weakref
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ import torch
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["LiveBytes", "format_bytes"]
+__all__ = ["LiveBytes", "format_bytes", "parse_bytes"]
 
 
 class LiveBytes(TorchDispatchMode):
@@ -139,3 +140,22 @@ def format_bytes(count: float) -> str:
         del units[0]
     digits = 2 if abs(count) < 10 else 1 if abs(count) < 100 else 0
     return f"{count:.{digits}f} {units[0]}"
+
+
+def parse_bytes(memory: int | str) -> int:
+    """``"4GiB"``, ``"500 MB"`` or a number of bytes.
+
+    >>> parse_bytes("4GiB"), parse_bytes("1.5 MB"), parse_bytes(1000)
+    (4294967296, 1500000, 1000)
+    """
+    if isinstance(memory, int) and not isinstance(memory, bool):
+        count = memory
+    else:
+        match = re.fullmatch(r"\s*([0-9.]+)\s*([kKMGT]?)(i?)B?\s*", str(memory))
+        if match is None:
+            raise ValueError(f"memory={memory!r}; needed is a number of bytes or a text such as '4GiB' or '500MB'")
+        base = 1024 if match[3] else 1000
+        count = int(float(match[1]) * base ** " KMGT".index(match[2].upper() or " "))
+    if count <= 0:
+        raise ValueError(f"memory={memory!r}; a plan needs more than 0 bytes")
+    return count

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import chain
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from .budget import LESS, Budgets, guarded, kind_of_call
 from .capture import capture
+from .errors import StepMemoryError
 from .fingerprint import capture_key
 from .graph import Given, Graph
+from .memory import format_bytes
 from .ops.rule import Value
+from .places import Offload, parse_offload
 from .plan.plan import Plan, check_tile, make_plan
 from .plan.saved import SavedPlan, chosen
-from .plan.search import parse_bytes
+from .plan.search import BudgetError
 from .probe import refuse_early
 from .runner import Runner, requiring
 from .stream import Job, StreamFunction
@@ -24,6 +31,8 @@ from .stream import Job, StreamFunction
 Made = TypeVar("Made")
 #: How many captured shapes are remembered per module.
 REMEMBERED = 8
+#: ``memory=`` where none of memory, tile, stored and keep is given: None, "auto" or bytes.
+DEFAULT_MEMORY: int | str | None = None
 
 
 class StreamingModule(nn.Module):
@@ -47,14 +56,22 @@ class StreamingModule(nn.Module):
         keep: paths of stored layers whose tiles keep their autograd graph instead of being computed again: more
             memory, less time.
         memory: bytes (or "4GiB") that one training step may take beside parameters, their gradients and the input;
-            stored maps, tiles and kept stages are then chosen to be as fast as fits. Not together with ``stored``
-            or ``keep``.
+            stored maps, tiles and kept stages are then chosen to be as fast as fits. "auto" is what the device has
+            free when a size of image is first met, less a tenth; see :meth:`plan_state`. Not together with
+            ``stored`` or ``keep``.
         plan: a plan that was made before, by ``net.plan(x)`` or ``Plan.load(path)``, in place of all the above; or
-            several, for several sizes or modes, of which each call takes the one that was made for it.
+            several, for several sizes or modes, of which each call takes the one that was made for it. Of ``offload``
+            it takes the directory, where it has maps on disk.
+        offload: where stored maps live: "device"; "host" (pinned memory beside a GPU); "disk:/path", in a file of that
+            directory that has no name and goes with the step; "auto": on the device, and beside a GPU on the host
+            where that is faster within the budget. What is not on the device takes none of the budget.
 
     Raises:
         UnsupportedModuleError: something in the module cannot be streamed exactly; all problems are listed. What
             shows only with an image (control flow that depends on its size, say) is refused at the first call.
+        DiskFullError: (by a step) the directory has no room for its maps; nothing was computed.
+        StepMemoryError: (by a step) memory ran out; gradients are as they were, and the next step takes a smaller
+            plan.
     """
 
     def __init__(
@@ -65,6 +82,7 @@ class StreamingModule(nn.Module):
         keep: Sequence[str] = (),
         memory: int | str | None = None,
         plan: Plan | SavedPlan | Sequence[Plan | SavedPlan] | None = None,
+        offload: str = "auto",
     ) -> None:
         if not isinstance(module, nn.Module):
             raise TypeError(f"StreamingModule wraps an nn.Module; got {type(module).__name__}")
@@ -81,10 +99,15 @@ class StreamingModule(nn.Module):
         if memory is not None and (stored is not None or keep):
             raise ValueError("memory= chooses stored maps and kept stages itself; leave out stored= and keep=")
         self.tile, self.stored, self.keep = tile, stored, tuple(keep)
-        self.memory = None if memory is None else parse_bytes(memory)
+        self._offload = parse_offload(offload)
         self.given_plans = _saved(plan)
-        if self.given_plans and any(choice is not None for choice in (tile, stored, *keep, memory)):
-            raise ValueError("plan= says all that tile=, stored=, keep= and memory= would; leave them out")
+        if self.given_plans:
+            if any(choice is not None for choice in (tile, stored, *keep, memory)):
+                raise ValueError("plan= says all that tile=, stored=, keep= and memory= would; leave them out")
+            _check_places(self.given_plans, self._offload)
+        elif memory is None and tile is None and stored is None and not keep:
+            memory = DEFAULT_MEMORY
+        self._budgets = Budgets(memory)
         self.training = module.training
         #: The seed that the last forward's dropouts drew, or None.
         self.last_seed: int | None = None
@@ -144,18 +167,96 @@ class StreamingModule(nn.Module):
     def _planned(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Graph, Plan, Any]:
         key = capture_key(self.module, args, kwargs)
         graph = _remembered(self._graphs, key, lambda: capture(self.module, args, kwargs))
-        choices = (self.tile, self.stored, self.keep, self.memory)
+        call, device = self._call(args, kwargs)
+        if call in self._budgets.failed:
+            self._lower(graph, call, self._offload.on(device))
+        choices = (self.tile, self.stored, self.keep, self._budgets.of(call, device), self._offload.on(device))
         key = (key, repr(choices), self.given_plans)
-        return graph, _remembered(self._plans, key, lambda: self._make_plan(graph)), key
+        return graph, _remembered(self._plans, key, lambda: self._make_plan(graph, *choices)), key
 
-    def _make_plan(self, graph: Graph) -> Plan:
+    def _make_plan(self, graph: Graph, *choices: Any) -> Plan:
         if self.given_plans:
             saved = chosen(self.given_plans, graph)
             return Plan(graph, tuple(saved.steps(graph)), saved.budget)
-        return make_plan(graph, self.tile, self.stored, self.keep, self.memory)
+        return make_plan(graph, *choices)
+
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, torch.device]:
+        """What kind of call this is, and the device it is for."""
+        leaves = pytree.tree_leaves((args, kwargs))
+        tensors = (leaf for leaf in chain(leaves, self.module.parameters()) if isinstance(leaf, Tensor))
+        device = next((tensor.device for tensor in tensors if not tensor.is_meta), torch.device("cpu"))
+        return kind_of_call(leaves, device, self.training), device
+
+    # --------------------------------------------------------------------- memory
+
+    @property
+    def memory(self) -> int | str | None:
+        """The budget as it was given: bytes, "auto", or None."""
+        return self._budgets.given
+
+    def plan_state(self) -> dict[str, int]:
+        """The budgets that "auto" found and that steps without memory lowered, by kind of call.
+
+        ``state_dict`` has the wrapped module's names and no others, so a checkpoint holds these beside it, and a run
+        that is resumed makes the same plans::
+
+            torch.save({"net": net.state_dict(), "plans": net.plan_state()}, path)
+            net.load_plan_state(torch.load(path)["plans"])
+        """
+        return self._budgets.state()
+
+    def load_plan_state(self, state: Mapping[str, int]) -> None:
+        """Take budgets over from :meth:`plan_state`; what is not in them is found anew."""
+        self._budgets.load(state)
+
+    def _lower(self, graph: Graph, call: str, where: str) -> None:
+        """Give a kind of call that ran out of memory less of it, and say so."""
+        failed = self._budgets.failed.pop(call)
+        wanted: int | None = int(LESS * failed)
+        try:
+            make_plan(graph, self.tile, memory=wanted, where=where)
+        except BudgetError as error:
+            wanted = error.smallest if error.smallest < failed else None
+        if wanted is None:
+            warnings.warn(
+                f"the last step ({call}) ran out of memory with a plan of {format_bytes(failed)}, and there is no "
+                "smaller one: this step tries the same again",
+                stacklevel=4,
+            )
+            return
+        self._budgets.frozen[call] = wanted
+        warnings.warn(
+            f"the last step ({call}) ran out of memory with a plan of {format_bytes(failed)}; it is planned anew for "
+            f"{format_bytes(wanted)}. Give memory={wanted} to begin with that, or load_plan_state() from a checkpoint",
+            stacklevel=4,
+        )
+
+    def _explained(self, call: str, plan: Plan, said: str) -> StepMemoryError:
+        """What a step says that ran out of memory; the next one of its kind will take less."""
+        budget = self._budgets.frozen.get(call, None if self.memory == "auto" else self.memory)
+        assert not isinstance(budget, str)
+        if self.given_plans:
+            then = "plan= fixes the plan: give memory= in its place, or a plan that was made for less"
+        elif self.stored is not None or self.keep:
+            then = "stored= and keep= fix the plan: give memory= in their place, or a smaller tile="
+        else:
+            self._budgets.failed[call] = plan.peak_bytes
+            then = f"the next step is planned for {format_bytes(LESS * plan.peak_bytes)}"
+        made_for = "no budget" if budget is None else f"a budget of {format_bytes(budget)}"
+        return StepMemoryError(
+            f"a streamed step ({call}) ran out of memory. Its plan was made for {made_for} and takes "
+            f"{format_bytes(plan.peak_bytes)} beside parameters and image, in {plan.tiles} tiles. No gradient of this "
+            "module was changed; those of layers after it may have been, so call optimizer.zero_grad() before the step "
+            f"is run again; {then}. It was: {said}",
+            plan.peak_bytes,
+            budget,
+        )
 
     def _runner(self, graph: Graph, plan: Plan, key: Any, needs: frozenset[str], device: str) -> Runner:
-        return _remembered(self._runners, (key, needs, device), lambda: Runner(graph, list(plan.steps), needs, device))
+        def make() -> Runner:
+            return Runner(graph, list(plan.steps), needs, device, folder=self._offload.folder)
+
+        return _remembered(self._runners, (key, needs, device), make)
 
     # ---------------------------------------------------------------------- running
 
@@ -178,14 +279,15 @@ class StreamingModule(nn.Module):
         needs = requiring(graph, differentiable)
         image = leaves[next(p for p, v in graph.inputs.items() if v is graph.image)]
         runner = self._runner(graph, plan, key, needs, image.device.type)
+        explain = partial(self._explained, self._call(args, kwargs)[0], plan)
         if any(output.name in needs for output in runner.outputs):
-            job = Job(runner, values, fixed)
-            results = StreamFunction.apply(job, *given)  # type: ignore[no-untyped-call]
+            job = Job(runner, values, fixed, explain=explain)
+            results = guarded(lambda: StreamFunction.apply(job, *given), explain)  # type: ignore[no-untyped-call]
             made = dict(zip((v.name for v in runner.outputs), results, strict=True))
             updates = job.results
         else:
             env = {**fixed, **{v.name: t.detach() for v, t in tensors.items()}}
-            made = updates = runner.forward(env, None)
+            made = updates = guarded(lambda: runner.forward(env, None), explain)
         self._update_buffers(graph, updates)
         passed = {v.name: t for v, t in tensors.items()}
         outputs = [
@@ -226,6 +328,17 @@ def _saved(plan: Any) -> tuple[SavedPlan, ...]:
     if wrong or (plan is not None and not given):
         raise TypeError(f"plan={plan!r}; needed is net.plan(x), Plan.load(path), or several of them in a list")
     return tuple(SavedPlan.of(item) if isinstance(item, Plan) else item for item in given)
+
+
+def _check_places(plans: Sequence[SavedPlan], offload: Offload) -> None:
+    """Raise where plans and ``offload=`` contradict each other."""
+    on_disk = any("disk" in plan.places for plan in plans)
+    if on_disk and offload.folder is None:
+        raise ValueError(
+            f'plan= has maps on disk, and offload="{offload}"; give the directory, offload="disk:/scratch"'
+        )
+    if not on_disk and offload.where != "auto":
+        raise ValueError(f'plan= says where maps live, and none is on disk; leave out offload="{offload}"')
 
 
 def _remembered(cache: OrderedDict[Any, Made], key: Any, make: Callable[[], Made]) -> Made:

@@ -33,6 +33,8 @@ from .boxes import Box
 from .graph import Given, Graph, Plain, uses
 from .maps import DenseMap, Gradients
 from .ops.rule import Value, replace_values
+from .places import DEVICE, Place, Wanted, open_places
+from .plan.cost import map_bytes
 from .plan.stages import Globals, Stage
 from .sides import Sides, leaf
 from .tile import run_tile
@@ -69,6 +71,12 @@ class Record:
     groups: dict[Globals, tuple[dict[str, Tensor], dict[str, Tensor]]] = field(default_factory=dict)
     kept: dict[Stage, tuple[Sides, dict[Box, RunTile]]] = field(default_factory=dict)
     versions: dict[str, int] = field(default_factory=dict)
+    places: dict[str, Place] = field(default_factory=dict)
+
+    def clear(self) -> None:
+        """Let go of everything."""
+        for held in (self.maps, self.env, self.groups, self.kept, self.versions, self.places):
+            held.clear()
 
 
 @dataclass(eq=False)
@@ -81,6 +89,7 @@ class Runner:
         needs: the names of the values that need a gradient (:func:`requiring`).
         device_type: where it runs; autocast is off there, since capture made its casts nodes of the graph.
         boxes_of: the tiles of a stage, in order; a rehearsal (plan/rehearsal.py) runs fewer.
+        folder: where maps live that the plan puts on disk.
     """
 
     graph: Graph
@@ -88,6 +97,7 @@ class Runner:
     needs: frozenset[str]
     device_type: str
     boxes_of: Callable[[Stage], Iterable[Box]] = Stage.boxes
+    folder: str | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         self.outputs = tuple(
@@ -132,12 +142,13 @@ class Runner:
         maps = {value.name: DenseMap(value, env[value.name]) for value in self.graph.inputs.values() if value.spatial}
         wanted = {v.name for v in self.outputs} | {v.name for _, v in self.graph.mutations}
         results: dict[str, Any] = {}
+        places = self._places(env[self.graph.image.name].device, record is not None)
         with torch.no_grad(), self._own_autocast():
             for k, step in enumerate(self.steps):
                 if isinstance(step, Globals):
                     self._forward_globals(step, env, maps, record)
                 else:
-                    self._forward_stage(step, env, maps, record)
+                    self._forward_stage(step, env, maps, record, places)
                 for name in self._finished(k, maps, record):
                     if name in wanted:
                         results[name] = maps[name].tensor
@@ -151,8 +162,18 @@ class Runner:
                     alias = maps[output.name].tensor.detach()
                     maps[output.name] = DenseMap(output, alias)
                     record.versions[output.name] = alias._version
-            record.maps, record.env = maps, env
+            record.maps, record.env, record.places = maps, env, places
         return results
+
+    def _places(self, device: torch.device, recording: bool) -> dict[str, Place]:
+        """Where the maps of one step live that are not on the device, with all the room they will need."""
+        outside = [s for s in self.steps if isinstance(s, Stage) and s.stored and s.place != "device"]
+        with_gradient = [1 + (recording and stage.name in self.needs) for stage in outside]
+        wanted = {
+            stage.name: Wanted(stage.place, (map_bytes(stage.target),) * count)
+            for stage, count in zip(outside, with_gradient, strict=True)
+        }
+        return open_places(wanted, device, self.folder) if wanted else {}
 
     def _finished(self, k: int, maps: dict[str, DenseMap], record: Record | None) -> list[str]:
         """Maps that nothing reads after step k, in forward or (when recording) in backward."""
@@ -161,11 +182,16 @@ class Runner:
         return [name for name in maps if name not in keep]
 
     def _forward_stage(
-        self, stage: Stage, env: dict[str, Any], maps: dict[str, DenseMap], record: Record | None
+        self,
+        stage: Stage,
+        env: dict[str, Any],
+        maps: dict[str, DenseMap],
+        record: Record | None,
+        places: dict[str, Place],
     ) -> None:
         keep = stage.way == "keep" and record is not None and self._trains(stage)
         sides = Sides(stage, env, self.needs if keep else ())
-        made = DenseMap(stage.target) if stage.stored else None
+        made = DenseMap(stage.target, place=places.get(stage.name, DEVICE)) if stage.stored else None
         states: list[Any] = [None] * len(stage.reductions)
         kept: dict[Box, RunTile] = {}
         for box in self.boxes_of(stage):

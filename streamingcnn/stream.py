@@ -7,13 +7,15 @@ parameter receives one gradient however many stages and tiles share it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .errors import DoubleBackwardError
+from .budget import guarded
+from .errors import DoubleBackwardError, StepMemoryError
 from .maps import DenseMap, Gradients
 from .ops.rule import Value
 from .runner import Record, Runner
@@ -29,6 +31,8 @@ class Job:
     fixed: dict[str, Any]
     #: What the forward made and the caller has yet to fetch: the new buffer values.
     results: dict[str, Any] = field(default_factory=dict)
+    #: Makes the error of a backward that ran out of memory.
+    explain: Callable[[str], StepMemoryError] = field(default=lambda said: StepMemoryError(said, 0, None), kw_only=True)
 
 
 class StreamFunction(torch.autograd.Function):
@@ -45,7 +49,7 @@ class StreamFunction(torch.autograd.Function):
             del env[value.name]
             if value.spatial:
                 record.maps.pop(value.name, None)
-        ctx.job, ctx.record = job, record
+        ctx.job, ctx.record, ctx.failed = job, record, False
         ctx.set_materialize_grads(False)
         outputs = tuple(job.results[v.name] for v in job.runner.outputs)
         ctx.mark_non_differentiable(
@@ -62,6 +66,8 @@ class StreamFunction(torch.autograd.Function):
                 "is not there. Compute a gradient penalty on the plain module (net.module) at a size that fits"
             )
         job, record = ctx.job, ctx.record
+        if record is None and ctx.failed:
+            raise RuntimeError("the backward of this step ran out of memory and freed its maps; run the forward again")
         if record is None:
             raise RuntimeError(
                 "backward ran a second time through a streamed module whose maps were already freed; "
@@ -73,10 +79,17 @@ class StreamFunction(torch.autograd.Function):
             record.env[value.name] = tensor.detach()
             if value.spatial:
                 record.maps[value.name] = DenseMap(value, tensor.detach())
-        gradients = Gradients()
+        gradients = Gradients(places=record.places)
         for value, gradient in zip(job.runner.outputs, given, strict=True):
             gradients.add(value, gradient)
-        job.runner.backward(record, gradients, retain)
+        try:
+            guarded(lambda: job.runner.backward(record, gradients, retain), job.explain)
+        except StepMemoryError:
+            # This frame is part of the error's traceback: what it holds would live as long as the error.
+            record.clear()
+            gradients.clear()
+            ctx.record, ctx.failed = None, True
+            raise
         results = []
         for value, tensor, needed in zip(job.tensors, tensors, ctx.needs_input_grad[1:], strict=True):
             gradient = gradients.pop(value) if needed else None

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import gc
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,6 +18,7 @@ from streamingcnn.comparison import compare
 from streamingcnn.memory import LiveBytes
 from streamingcnn.plan.choose import choose_tiles
 from streamingcnn.plan.stages import Stage, build_steps
+from streamingcnn.plan.times import BUILT_IN, Rate
 
 
 def test_wrapping_leaves_a_spectral_norm_where_it_is() -> None:
@@ -108,3 +111,11 @@ def test_a_bias_alone_has_its_gradient() -> None:
     x = torch.rand(1, 1, 6, dtype=torch.float64)
     rows = compare(copy.deepcopy(net), StreamingModule(net, tile=2), x)
     assert max(row.error for row in rows) < 1e-10
+
+
+def test_constants_made_of_others_have_rates_of_their_own() -> None:
+    """``dataclasses.replace`` handed the table of looked up rates on, so that the copy kept its model's."""
+    sizes, kind = np.array([1e6]), "copy"
+    before = BUILT_IN.rate(kind, False, sizes)
+    doubled = Rate(*(tuple(2 * rate for rate in one) for one in (BUILT_IN.rates[kind].forward,) * 2))
+    assert dataclasses.replace(BUILT_IN, rates={kind: doubled}).rate(kind, False, sizes) == pytest.approx(2 * before)

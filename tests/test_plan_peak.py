@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -161,6 +162,17 @@ def test_prediction_where_graphs_are_kept(name: str) -> None:
         stages = StreamingModule(module, tile=13).plan(x).stages
     stored = [stage.name for stage in stages if stage.stored]
     assert_holds(StreamingModule(module, tile=13, stored=stored, keep=stored[::2]), x, case.grad)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_prediction_where_maps_are_on_disk(name: str, tmp_path: Path) -> None:
+    """What lives outside is seen by neither; what passes on its way there is by both."""
+    case = CASES[name]
+    module, x = case.make()
+    with torch.set_grad_enabled(case.grad):
+        stages = StreamingModule(module, tile=16).plan(x).stages
+    stored = [stage.name for stage in stages if stage.stored]
+    assert_holds(StreamingModule(module, 16, stored, stored[::3], offload=f"disk:{tmp_path}"), x, case.grad)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from streamingcnn import StreamingModule
-from streamingcnn.memory import LiveBytes, format_bytes
-from streamingcnn.plan.search import parse_bytes
+from streamingcnn.memory import LiveBytes, format_bytes, parse_bytes
 from streamingcnn.plan.stages import Stage
 
 __all__ = ["LongStep", "logged", "long_step"]

@@ -46,7 +46,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_model(parser)
-    parser.add_argument("--memory", metavar="BYTES", help="what a step may take, as in 4GiB (no limit: a usual plan)")
+    parser.add_argument("--memory", metavar="BYTES", help="what a step may take, as in 4GiB, or auto (a usual plan)")
     parser.add_argument("--tile", type=sizes, metavar="N or HxW", help="pixels a tile covers (automatic)")
     parser.add_argument("--save", type=Path, metavar="FILE.json", help="write the plan, for Plan.load")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="number format (%(default)s)")
@@ -133,11 +133,11 @@ def sweep(plan: Plan, smallest: int, plain: int, tile: int | tuple[int, ...] | N
     print(f"\n{'budget':>9}  {'of plain':>8}  {'peak':>9}  {'stages':>6}  {'tiles':>7}  {'work':>6}  time")
     for made in frontier(plan.graph, budgets(smallest, plain), tile):
         plans.append(made)
-        budget, seconds = made.budget or 0, _seconds(made)
+        budget = made.budget or 0
         print(
             f"{format_bytes(budget):>9}  {budget / plain:>8.1%}  {format_bytes(made.peak_bytes):>9}  "
             f"{len(made.stages):>6}  {made.tiles:>7}  {step_work(made):>5.2f}x  "
-            f"{'not predicted' if seconds is None else format_seconds(seconds)}",
+            f"{format_seconds(made.seconds)}",
             flush=True,
         )
     with whole_file(path) as partial:
@@ -146,16 +146,14 @@ def sweep(plan: Plan, smallest: int, plain: int, tile: int | tuple[int, ...] | N
 
 
 def draw(plans: Sequence[Plan], plain: int, path: Path, title: str) -> None:
-    """Draw predicted peak against predicted time; against arithmetic, where no time is predicted."""
+    """Draw predicted peak against predicted time."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
-    seconds = [_seconds(plan) for plan in plans]
-    timed = all(value is not None for value in seconds)
-    heights = [value or 0.0 for value in seconds] if timed else [step_work(plan) for plan in plans]
+    heights = [plan.seconds for plan in plans]
     peaks = [plan.peak_bytes for plan in plans]
     figure, axis = plt.subplots(figsize=(7, 4.2))
     axis.plot(peaks, heights, "o-", color="#1f6f8b", label="streamed, one point per budget")
@@ -167,7 +165,7 @@ def draw(plans: Sequence[Plan], plain: int, path: Path, title: str) -> None:
     axis.xaxis.set_minor_formatter(NullFormatter())
     axis.set_ylim(0, 1.2 * max(heights))
     axis.set_xlabel("predicted peak of a training step")
-    axis.set_ylabel("predicted seconds of a training step" if timed else "arithmetic of a training step, x of plain")
+    axis.set_ylabel("predicted seconds of a training step")
     axis.set_title(title, loc="left", fontsize=10)
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(alpha=0.25)
@@ -175,9 +173,3 @@ def draw(plans: Sequence[Plan], plain: int, path: Path, title: str) -> None:
     figure.tight_layout()
     figure.savefig(path, format="png", dpi=110)
     plt.close(figure)
-
-
-def _seconds(plan: Plan) -> float | None:
-    """The predicted time of a training step, where this machine's speed is known."""
-    seconds: float | None = getattr(plan, "seconds", None)
-    return seconds

@@ -49,6 +49,8 @@ class Group:
     reads: tuple[Value, ...]
     results: tuple[Value, ...]
     bytes: int
+    #: Of gradients of maps that live outside: they come as a whole before they leave.
+    passing: int = 0
 
 
 Entry = Piece | Group
@@ -68,9 +70,22 @@ class Draft:
 
 
 class Workshop:
-    """One graph, and every stage of it that was looked at."""
+    """One graph, and every stage of it that was looked at.
 
-    def __init__(self, graph: Graph, times: Times, image_tile: Sequence[int] | None = None) -> None:
+    Args:
+        graph: the captured network.
+        times: the constants of the device.
+        image_tile: pixels of the image that every tile covers; None considers many.
+        outside: the nodes whose maps would not live on the device.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        times: Times,
+        image_tile: Sequence[int] | None = None,
+        outside: frozenset[str] = frozenset(),
+    ) -> None:
         self.graph, self.times, self.image_tile = graph, times, image_tile
         self.fixed = frozenset(must_store(graph))
         optional = (candidates(graph) | feeding_statistics(graph)) - self.fixed
@@ -78,7 +93,9 @@ class Workshop:
         steps = build_steps(graph, set(self.fixed | optional))
         #: The order of the forward: names of values that may be stages, and groups of plain nodes.
         self.order: list[str | Group] = [
-            Group(k, s.reads, s.results, plain_bytes(s)) if isinstance(s, Globals) else s.name
+            Group(k, s.reads, s.results, plain_bytes(s), sum(map_bytes(v) for v in s.reads if v.name in outside))
+            if isinstance(s, Globals)
+            else s.name
             for k, s in enumerate(steps)
         ]
         self.place = {step: k for k, step in enumerate(self.order) if isinstance(step, str)}
@@ -87,7 +104,10 @@ class Workshop:
         self.inputs = frozenset(v.name for v in graph.inputs.values() if v.spatial)
         self.held_always = self.fixed | whole | self.inputs
         self.outputs = {v.name for v in graph.outputs if isinstance(v, Value)}
-        self.bytes_of = {n: map_bytes(node.value) for n, node in graph.nodes.items() if node.value.spatial}
+        #: What a stored map takes of the device, and its gradient as much again.
+        self.bytes_of = {
+            n: 0 if n in outside else map_bytes(node.value) for n, node in graph.nodes.items() if node.value.spatial
+        }
         self.gradients = {
             n: map_bytes(node.value)
             for n, node in graph.nodes.items()
@@ -181,6 +201,8 @@ class Workshop:
                     seconds += option.keep
                     behind += max(0, option.working - option.saved)
                 options[entry] = option
+            else:
+                behind += entry.passing
             height = max(ahead, behind)
             over += max(0, height - budget)
             if height > peak:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from ..graph import Graph, Local
 from ..ops.rule import Value
 from .choose import choose_stored, choose_tiles
-from .options import seconds_of
 from .peak import exact_peak
+from .place import bring_home, fastest, place_maps, step_seconds
 from .saved import SavedPlan
-from .search import search
+from .search import BudgetError, Steps, search
 from .stages import Globals, Stage, build_steps, stage_of
 from .times import times_of
 
@@ -67,7 +67,7 @@ class Plan:
     @cached_property
     def seconds(self) -> float:
         """The predicted seconds of a training step, by the constants of its device (:mod:`streamingcnn.plan.times`)."""
-        return seconds_of(self.graph, self.stages, times_of(self.graph.device))
+        return step_seconds(self.graph, self.steps, times_of(self.graph.device))
 
     @cached_property
     def receptive_field(self) -> tuple[int, ...]:
@@ -161,6 +161,7 @@ def make_plan(
     stored: Sequence[str] | None = None,
     keep: Sequence[str] = (),
     memory: int | None = None,
+    where: str = "device",
 ) -> Plan:
     """Plan a network.
 
@@ -170,10 +171,11 @@ def make_plan(
         stored: layers (or node names) whose results are stored; None chooses.
         keep: layers (or node names) whose stages keep their autograd graphs.
         memory: the bytes that a training step may take; stored nodes, tiles and ways are then searched for.
+        where: the place of the stored maps: device, host or disk; auto puts maps on the host where that is faster.
     """
     image_tile = None if tile is None else tile_sizes(graph, tile)
     if memory is not None:
-        return Plan(graph, tuple(search(graph, memory, times_of(graph.device), image_tile)), memory)
+        return Plan(graph, tuple(_searched(graph, memory, image_tile, where)), memory)
     names = choose_stored(graph, image_tile) if stored is None else {resolve(graph, name) for name in stored}
     steps = build_steps(graph, names)
     kept = {resolve(graph, name) for name in keep}
@@ -181,7 +183,21 @@ def make_plan(
         if isinstance(step, Stage):
             step.way = "keep" if step.name in kept else "recompute"
     choose_tiles(graph, [step for step in steps if isinstance(step, Stage)], image_tile)
+    place_maps(graph, steps, "device" if where == "auto" else where)
     return Plan(graph, tuple(steps))
+
+
+def _searched(graph: Graph, memory: int, image_tile: Sequence[int] | None, where: str) -> Steps:
+    """The fastest plan within a budget; "auto" weighs the device alone against the device and the host."""
+    times, plans, smallest = times_of(graph.device), list[Steps](), list[BudgetError]()
+    for place in ("device", "host") if where == "auto" else (where,):
+        try:
+            plans.append(search(graph, memory, times, image_tile, place))
+        except BudgetError as error:
+            smallest.append(error)
+    if not plans:
+        raise min(smallest, key=lambda error: error.smallest)
+    return fastest(graph, [bring_home(graph, steps, memory) if where == "auto" else steps for steps in plans], times)
 
 
 def resolve(graph: Graph, name: str) -> str:

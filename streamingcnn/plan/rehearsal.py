@@ -37,6 +37,7 @@ from ..boxes import Box, Interval, merge, split
 from ..graph import Given, Graph
 from ..memory import LiveBytes, allocated, storages
 from ..ops.rule import Value
+from ..places import Nowhere, Place
 from ..runner import Runner, requiring
 from ..stream import Job, StreamFunction
 from .stages import Globals, Stage
@@ -244,6 +245,11 @@ class _RehearsedRunner(Runner):
     def _backward_globals(self, group: Globals, *rest: Any) -> None:
         with self._at(group, True):
             super()._backward_globals(group, *rest)
+
+    def _places(self, device: torch.device, recording: bool) -> dict[str, Place]:
+        """Maps outside take nothing; on a GPU, what is read of them does."""
+        nowhere = Nowhere(copies=self.graph.device.type != "cpu")
+        return {s.name: nowhere for s in self.steps if isinstance(s, Stage) and s.stored and s.place != "device"}
 
     def _few_boxes(self, stage: Stage) -> Iterator[Box]:
         if stage not in self.representatives:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..boxes import Box
 from ..memory import format_bytes
 from .cost import arithmetic, graph_work, map_bytes, stage_work, tile_bytes, typical_box
+from .place import PLACES
 from .stages import Globals, Stage
 
 if TYPE_CHECKING:
@@ -45,12 +46,12 @@ def table(plan: Plan) -> str:
 
 
 def totals(plan: Plan) -> list[str]:
-    """The lines under the table: the image, the work, the bytes, and the time where it is known."""
+    """The lines under the table: the image, the work, the bytes, and the time."""
     graph, stages = plan.graph, plan.stages
     work = sum(stage_work(stage, arithmetic) for stage in stages) / max(graph_work(graph), 1)
-    seconds = getattr(plan, "seconds", None)
     given = "" if plan.budget is None else f" of {format_bytes(plan.budget)} given"
-    held = [f"stored maps {format_bytes(sum(map_bytes(stage.target) for stage in stages if stage.stored))}"]
+    held = [f"stored maps {format_bytes(_held(plan, 'device'))}"]
+    held += [f"on {place} {format_bytes(_held(plan, place))}" for place in PLACES[1:] if _held(plan, place)]
     kept = sum(_kept(stage) for stage in stages)
     if kept:
         held.append(f"kept tiles {format_bytes(kept)}")
@@ -61,7 +62,7 @@ def totals(plan: Plan) -> list[str]:
         f"receptive field {by(plan.receptive_field)} px",
         f"{_count(len(stages), 'stage')}, {_count(plan.tiles, 'tile')}, forward work {work:.2f}x of plain",
         ", ".join([*held, f"predicted peak {format_bytes(plan.peak_bytes)}{given}"]),
-        *([] if seconds is None else [f"predicted time {format_seconds(seconds)} for a training step"]),
+        f"predicted time {format_seconds(plan.seconds)} for a training step",
     ]
 
 
@@ -116,7 +117,7 @@ def _stage_row(plan: Plan, number: int, step: Stage) -> dict[str, str]:
     return {
         "stage": str(number),
         "stored map": _named(plan, step),
-        "shape": by(step.target.shape) if step.stored else "summed only",
+        "shape": _map_of(step),
         "way": _way(step),
         "tile": by(step.tile),
         "tiles": str(step.tiles),
@@ -135,6 +136,17 @@ def _way(stage: Stage) -> str:
 
 def _kept(stage: Stage) -> int:
     return tile_bytes(stage) * stage.tiles if stage.way == "keep" else 0
+
+
+def _held(plan: Plan, place: str) -> int:
+    return sum(map_bytes(stage.target) for stage in plan.stages if stage.stored and stage.place == place)
+
+
+def _map_of(stage: Stage) -> str:
+    """The shape of a stage's map, and where it lives if that is not the device."""
+    if not stage.stored:
+        return "summed only"
+    return by(stage.target.shape) + ("" if stage.place == "device" else f" on {stage.place}")
 
 
 def _named(plan: Plan, stage: Stage) -> str:

@@ -9,13 +9,15 @@ graph before a tile runs: a plan of another network, size or mode is refused.
      "graph": "9f2c...",                                    which network, at which size
      "images": [[1, 3, 512, 512]], "budget": 4294967296,    for people; budget may be null
      "stored": ["relu_2", "relu_4"],
-     "stages": [{"target": "relu_2", "tile": [128, 256], "way": "recompute"}, ...]}
+     "stages": [{"target": "relu_2", "tile": [128, 256], "way": "recompute", "place": "disk"}, ...]}
+
+A map whose place is not named lives on the device.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +27,7 @@ import torch
 from ..files import whole_file
 from ..graph import Graph
 from .identity import graph_hash
+from .place import PLACES, movable
 from .stages import Globals, Stage, build_steps
 
 if TYPE_CHECKING:
@@ -42,11 +45,12 @@ class PlanError(ValueError):
 
 @dataclass(frozen=True)
 class SavedStage:
-    """One stage: the node it makes, its tile in pixels of that node's map, and its way."""
+    """One stage: the node it makes, its tile in pixels of that node's map, its way, and where its map lives."""
 
     target: str
     tile: tuple[int, ...]
     way: str
+    place: str = "device"
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ class SavedPlan:
             images=_images(plan.graph),
             budget=plan.budget,
             stored=tuple(stage.name for stage in plan.stages if stage.stored),
-            stages=tuple(SavedStage(stage.name, tuple(stage.tile), stage.way) for stage in plan.stages),
+            stages=tuple(SavedStage(stage.name, tuple(stage.tile), stage.way, stage.place) for stage in plan.stages),
             torch=str(torch.__version__),
         )
 
@@ -98,7 +102,7 @@ class SavedPlan:
             "images": self.images,
             "budget": self.budget,
             "stored": self.stored,
-            "stages": [{"target": s.target, "tile": s.tile, "way": s.way} for s in self.stages],
+            "stages": [_written(stage) for stage in self.stages],
         }
         with whole_file(Path(path)) as partial:
             partial.write_text(_lines(data), encoding="utf-8")
@@ -161,8 +165,20 @@ class SavedPlan:
                     f"{self}: stage '{saved.target}' has tile {_by(saved.tile)}, and its map has {_by(extents)} "
                     "pixels; needed is one size per axis, from 1 to the map's own"
                 )
-            stage.tile, stage.way = saved.tile, saved.way
+            if saved.place != "device" and not (stage.stored and stage.name in movable(graph, saved.place)):
+                raise PlanError(
+                    f"{self}: stage '{saved.target}' has its map on {saved.place}; needed is 'device', as it is a "
+                    "result of the network, or read as a whole, or not stored"
+                )
+            # Beside a CPU there is no other memory than the host's.
+            home = saved.place == "host" and graph.device.type == "cpu"
+            stage.tile, stage.way, stage.place = saved.tile, saved.way, "device" if home else saved.place
         return steps
+
+    @property
+    def places(self) -> frozenset[str]:
+        """Where its maps live."""
+        return frozenset(stage.place for stage in self.stages)
 
     def __str__(self) -> str:
         images = " and ".join(_by(shape) for shape in self.images)
@@ -212,6 +228,15 @@ class _Record:
         value = self.fields.pop(name)
         return None if none and value is None else self.checked(value, kind, self.where + name)
 
+    def choice(self, name: str, choices: Sequence[str], default: str | None = None) -> str:
+        """One of several words; the default where the field is absent and there is one."""
+        if default is not None and name not in self.fields:
+            return default
+        word: str = self.take(name, str)
+        if word not in choices:
+            raise PlanError(f"{self.file}: {self.where}{name} is '{word}'; needed is {' or '.join(choices)}")
+        return word
+
     def checked(self, value: Any, kind: type, where: str) -> Any:
         if not isinstance(value, kind) or isinstance(value, bool):
             raise PlanError(f"{self.file}: {where} is {_shown(value)}; needed is {_KINDS[kind]}")
@@ -244,12 +269,19 @@ _KINDS = {str: "a text", int: "an integer", list: "a list", dict: "an object, {.
 
 
 def _stage(record: _Record) -> SavedStage:
-    target, way = record.take("target", str), record.take("way", str)
-    if way not in WAYS:
-        raise PlanError(f"{record.file}: {record.where}way is '{way}'; needed is {' or '.join(WAYS)}")
-    stage = SavedStage(target, record.sizes(record.take("tile", list), record.where + "tile"), way)
+    stage = SavedStage(
+        target=record.take("target", str),
+        way=record.choice("way", WAYS),
+        tile=record.sizes(record.take("tile", list), record.where + "tile"),
+        place=record.choice("place", PLACES, "device"),
+    )
     record.end()
     return stage
+
+
+def _written(stage: SavedStage) -> dict[str, Any]:
+    place = {} if stage.place == "device" else {"place": stage.place}
+    return {"target": stage.target, "tile": stage.tile, "way": stage.way, **place}
 
 
 def _parsed(path: Path) -> Any:

@@ -17,7 +17,6 @@ same graph, budget and constants give the same plan.
 
 from __future__ import annotations
 
-import re
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,6 +26,7 @@ from ..memory import format_bytes
 from .drafts import Draft, Outcome, Workshop
 from .options import Option, Piece
 from .peak import MeasuredTiles, exact_peak
+from .place import movable, place_maps
 from .stages import Globals, Stage, build_steps
 from .times import Times
 
@@ -37,25 +37,6 @@ SHARES = (1 / 3, 1 / 12, 1 / 60)
 TRIALS = 300
 #: How often estimates are corrected.
 ROUNDS = 4
-
-
-def parse_bytes(memory: int | str) -> int:
-    """``"4GiB"``, ``"500 MB"`` or a number of bytes.
-
-    >>> parse_bytes("4GiB"), parse_bytes("1.5 MB"), parse_bytes(1000)
-    (4294967296, 1500000, 1000)
-    """
-    if isinstance(memory, int) and not isinstance(memory, bool):
-        count = memory
-    else:
-        match = re.fullmatch(r"\s*([0-9.]+)\s*([kKMGT]?)(i?)B?\s*", str(memory))
-        if match is None:
-            raise ValueError(f"memory={memory!r}; needed is a number of bytes or a text such as '4GiB' or '500MB'")
-        base = 1024 if match[3] else 1000
-        count = int(float(match[1]) * base ** " KMGT".index(match[2].upper() or " "))
-    if count <= 0:
-        raise ValueError(f"memory={memory!r}; a plan needs more than 0 bytes")
-    return count
 
 
 class BudgetError(ValueError):
@@ -72,19 +53,22 @@ class BudgetError(ValueError):
         return type(self), (self.given, self.smallest, self.stage)
 
 
-def search(graph: Graph, budget: int, times: Times, image_tile: Sequence[int] | None = None) -> Steps:
-    """The steps of the fastest plan found within a budget.
+def search(
+    graph: Graph, budget: int, times: Times, image_tile: Sequence[int] | None = None, where: str = "device"
+) -> Steps:
+    """The steps of the fastest plan found within a budget, its maps all in one place.
 
     Args:
         graph: the captured network.
         budget: the bytes that a step may take.
         times: the constants of the device.
         image_tile: pixels of the image that every tile covers; None chooses per stage.
+        where: the place of the stored maps that may be moved: device, host or disk.
 
     Raises:
         BudgetError: none fits; it names the smallest that was found, and the stage that needs most.
     """
-    found, fastest = Search(graph, budget, times, image_tile), None
+    found, fastest = Search(graph, budget, times, image_tile, where), None
     for k in range(ROUNDS):
         draft, outcome = found.best()
         steps = found.steps(draft, outcome)
@@ -98,16 +82,16 @@ def search(graph: Graph, budget: int, times: Times, image_tile: Sequence[int] | 
     if fastest is not None:
         return fastest[1]
     # Not a question of time any more: the smallest plan there is, whatever the budget.
-    steps = smallest(graph, times, image_tile)
+    steps = smallest(graph, times, image_tile, where)
     highest = exact_peak(graph, steps)
     if highest.bytes <= budget:
         return steps
     raise BudgetError(budget, highest.bytes, getattr(highest.step, "layer", "the global part"))
 
 
-def smallest(graph: Graph, times: Times, image_tile: Sequence[int] | None = None) -> Steps:
+def smallest(graph: Graph, times: Times, image_tile: Sequence[int] | None = None, where: str = "device") -> Steps:
     """The steps of the plan that takes the fewest bytes, at any price in time."""
-    found = Search(graph, 1, times, image_tile)
+    found = Search(graph, 1, times, image_tile, where)
     draft = found.everything
     best, extra = (draft, found.outcome(draft, 0)), dict[str, float]()
     while True:
@@ -123,9 +107,11 @@ def smallest(graph: Graph, times: Times, image_tile: Sequence[int] | None = None
 class Search:
     """One search: a workshop, a budget, and what was learnt of it."""
 
-    def __init__(self, graph: Graph, budget: int, times: Times, image_tile: Sequence[int] | None) -> None:
-        self.graph, self.budget, self.target = graph, budget, budget
-        self.workshop = Workshop(graph, times, image_tile)
+    def __init__(
+        self, graph: Graph, budget: int, times: Times, image_tile: Sequence[int] | None, where: str = "device"
+    ) -> None:
+        self.graph, self.budget, self.target, self.where = graph, budget, budget, where
+        self.workshop = Workshop(graph, times, image_tile, movable(graph, where))
         self.measured = MeasuredTiles()
 
     # ------------------------------------------------------------------ 1: drop until it fits
@@ -164,7 +150,7 @@ class Search:
     def least_worth(self, draft: Draft, outcome: Outcome, extra: dict[str, float], least: int) -> str | None:
         """The map that saves most for the least time; ``extra`` remembers the seconds that each would cost."""
         workshop = self.workshop
-        optional = [name for name in workshop.optional if name in draft.stored]
+        optional = [name for name in workshop.optional if name in draft.stored and workshop.bytes_of[name]]
         if not optional:
             return None
         readers = self.readers(draft)
@@ -255,7 +241,7 @@ class Search:
                 piece = pieces[step.name]
                 step.tile = outcome.options[piece].tile
                 step.way = "keep" if piece in draft.kept else "recompute"
-        return steps
+        return place_maps(self.graph, steps, self.where)
 
     def learn(self, draft: Draft, outcome: Outcome, steps: Steps, height: int) -> None:
         """Correct the estimates of a draft's stages by what one tile of each takes.

@@ -78,6 +78,7 @@ class Stage:
         reductions: what is summed over its tiles.
         tile: the tile grid's steps, in pixels of the target.
         way: ``recompute`` (a tile is computed again for its gradient) or ``keep`` (its autograd graph is kept).
+        place: where its map and that map's gradient live: ``device``, ``host`` or ``disk``.
     """
 
     graph: Graph
@@ -87,6 +88,7 @@ class Stage:
     reductions: tuple[Reduced, ...] = ()
     tile: tuple[int, ...] = ()
     way: str = "recompute"
+    place: str = "device"
     frontier: tuple[Value, ...] = field(init=False)
     nodes: tuple[Local, ...] = field(init=False)
 

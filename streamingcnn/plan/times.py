@@ -59,7 +59,7 @@ class Times:
     call: float = 8e-6
     tile: float = 150e-6
     source: str = "built in"
-    _tables: dict[tuple[str, bool], Array] = field(default_factory=dict, repr=False, compare=False)
+    _tables: dict[tuple[str, bool], Array] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def rate(self, kind: str, backward: bool, size: Array) -> Array:
         """Seconds a unit for operations that touch so many bytes."""
