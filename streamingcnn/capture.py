@@ -19,12 +19,13 @@ from .errors import Problem
 from .export import device_of, exported
 from .fold import fold
 from .graph import Given, Graph, GraphBuilder, Node, op_name, uses
-from .ops import layout, noise, norms, pointwise, reductions, resample, windows
+from .joint import joined
+from .ops import flat, labels, layout, losses, noise, norms, pointwise, reductions, resample, windows
 from .ops.registry import lowering_of
 from .ops.rule import Call, Value, values_in
 
 aten = torch.ops.aten
-FAMILIES = (windows, resample, pointwise, layout, norms, reductions, noise)
+FAMILIES = (windows, resample, pointwise, layout, norms, reductions, losses, labels, noise)
 
 #: Operations that need whole maps and give one of the same shape: they run plainly, their result is stored.
 WHOLE_SAME_SHAPE = {
@@ -65,6 +66,22 @@ def space_of(tensor: Tensor) -> int:
     if 0 in tensor.shape:
         raise ValueError(f"the image has shape {tuple(tensor.shape)}; an axis of size 0 holds no pixels")
     return tensor.dim() - 2
+
+
+def axes_of(shape: tuple[int, ...], image_shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Where an input's spatial axes lie: last, after batch and channels or after the batch alone; None for neither.
+
+    >>> image = (1, 3, 64, 48)
+    >>> axes_of((1, 1, 64, 48), image), axes_of((1, 64, 48), image), axes_of((1, 8), image)
+    ((2, 3), (1, 2), None)
+
+    The sizes decide: a map of classes (batch, *space) is spatial, and so is a tensor whose last sizes happen to be
+    the image's. That is no harm: spatial says that it may be cut into boxes, and what it means is up to the operations.
+    """
+    space = len(image_shape) - 2
+    leading = len(shape) - space
+    spatial = leading in (1, 2) and shape[leading:] == image_shape[2:]
+    return tuple(range(leading, len(shape))) if spatial else None
 
 
 def capture(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Graph:
@@ -109,7 +126,8 @@ class _Lowering:
                 self.made[node] = node
         outputs = self._outputs()
         self.builder.check()
-        nodes = _pruned(self.builder.nodes, [*values_in(outputs), *(v for _, v in self.builder.mutations)])
+        wanted_values = [*values_in(outputs), *(v for _, v in self.builder.mutations)]
+        nodes = joined(_pruned(self.builder.nodes, wanted_values))
         given = dict(_tensors_behind(nodes, self.builder.module, leaves))
         wanted = torch.is_grad_enabled()
         return fold(
@@ -134,8 +152,7 @@ class _Lowering:
         shape = tuple(fake.shape)
         if spec.kind is InputKind.USER_INPUT:
             position = next(tensors)
-            spatial = len(shape) == self.space + 2 and shape[2:] == self.image_shape[2:]
-            value = Value(node.name, shape, fake.dtype, tuple(range(2, len(shape))) if spatial else None)
+            value = Value(node.name, shape, fake.dtype, axes_of(shape, self.image_shape))
             inputs[position] = self.builder.given(value, "input", position)
             return value
         value = Value(node.name, shape, fake.dtype)
@@ -179,6 +196,10 @@ class _Lowering:
         if node.target is torch.ops.streamingcnn.no_gradient.default:
             call = Call(aten.detach.default, {"self": positional[0]}, call.shape, call.dtype, layer, node.name)
             positional, keywords = (positional[0],), {}
+        if any(value.name in self.builder.flat for value in values_in(given)):
+            lowered = flat.before_flattening(self.builder, call)
+            if lowered is not None:
+                return lowered
         if not any(value.spatial for value in values_in(given)):
             if isinstance(node.target, torch._ops.HigherOrderOperator):
                 self.builder.refuse(_unknown(call))
@@ -196,6 +217,9 @@ class _Lowering:
 
     def _whole(self, call: Call, positional: Any, keywords: Any) -> Any:
         """What is not local runs plainly on stored maps, if it is known to be a function of them."""
+        view = flat.flattened(self.builder, call)
+        if view is not None:
+            return view
         packet = getattr(call.target, "overloadpacket", call.target)
         tags = getattr(call.target, "tags", ())
         same = packet in WHOLE_SAME_SHAPE and call.shape == call.spatial[0].shape

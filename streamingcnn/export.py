@@ -11,13 +11,15 @@ import contextlib
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from .errors import Problem, UnsupportedModuleError
 
@@ -47,7 +49,7 @@ def exported(module: nn.Module, leaves: list[Any], spec: pytree.TreeSpec) -> Ite
             for leaf in leaves
         ]
     args, kwargs = pytree.tree_unflatten(fakes, spec)
-    with _quiet(), _unchanged(module), watch.active():
+    with _quiet(), _unchanged(module), watch.active(), _CountedAxes():
         try:
             program = torch.export.export(module, args, kwargs, strict=False)
         except UnsupportedModuleError:
@@ -101,6 +103,30 @@ def _dropout_out_of_place(graph_module: torch.fx.GraphModule) -> None:
             dropped.meta = dict(node.meta)
             node.target, node.args, node.kwargs = aten.copy_.default, (node.args[0], dropped), {}
     graph_module.recompile()
+
+
+class _CountedAxes(TorchFunctionMode):
+    """Lets ``torch.arange(2, x.dim()).tolist()`` be the list it is; export takes it for numbers that depend on data.
+
+    MONAI's losses name so the axes that they sum over.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.known = WeakTensorKeyDictionary()
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        known = self.known.get(args[0]) if args and isinstance(args[0], Tensor) else None
+        if func is Tensor.item and isinstance(known, int):
+            return known
+        result = func(*args, **(kwargs or {}))
+        if func is torch.arange and all(isinstance(bound, int) for bound in args):
+            self.known[result] = list(range(*args))
+        elif func is Tensor.unbind and isinstance(known, list):  # a fake tensor's tolist() takes it apart
+            self.known.update(zip(result, known, strict=True))
+        return result
 
 
 #: Functions of torch's own, which capture goes through: of its tracing, and of custom operations.

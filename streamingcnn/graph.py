@@ -20,6 +20,7 @@ from .errors import Problem, UnsupportedModuleError
 from .ops.rule import Call, Rule, Value, values_in
 
 if TYPE_CHECKING:
+    from .ops.flat import Flat
     from .ops.reductions import Reduction
 
 
@@ -150,6 +151,8 @@ class GraphBuilder:
     mutations: list[tuple[str, Value]] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     noises: int = 0
+    #: By name of a flattened map what it is made of.
+    flat: dict[str, Flat] = field(default_factory=dict)
     #: Stands for a result that nothing may use, and that nothing needs to.
     ignored: object = field(default_factory=object)
 
@@ -164,14 +167,18 @@ class GraphBuilder:
         self.nodes[value.name] = Given(value, source, key)
         return value
 
-    def local(self, call: Call, rule: Rule, shape: tuple[int, ...] | None = None) -> Value:
-        """Add a local node; its result has the call's shape unless another is given."""
-        value = Value(self._name(call), call.shape if shape is None else shape, call.dtype, rule.axes)
+    def local(
+        self, call: Call, rule: Rule, shape: tuple[int, ...] | None = None, dtype: torch.dtype | None = None
+    ) -> Value:
+        """Add a local node; its result has the call's shape and dtype unless others are given."""
+        value = Value(self._name(call), call.shape if shape is None else shape, dtype or call.dtype, rule.axes)
         self.nodes[value.name] = Local(value, rule, call.layer, op_name(call.target))
         return value
 
-    def reduce(self, call: Call, reduction: Reduction, shape: tuple[int, ...]) -> Value:
-        value = Value(self._name(call), shape, call.dtype)
+    def reduce(
+        self, call: Call, reduction: Reduction, shape: tuple[int, ...], dtype: torch.dtype | None = None
+    ) -> Value:
+        value = Value(self._name(call), shape, dtype or call.dtype)
         self.nodes[value.name] = Reduced(value, reduction, call.layer, op_name(call.target))
         return value
 
@@ -183,8 +190,9 @@ class GraphBuilder:
         keywords: dict[str, Any] | None = None,
         axes: tuple[int, ...] | None = None,
         shape: tuple[int, ...] | None = None,
+        dtype: torch.dtype | None = None,
     ) -> Value:
-        value = Value(self._name(call), call.shape if shape is None else shape, call.dtype, axes)
+        value = Value(self._name(call), call.shape if shape is None else shape, dtype or call.dtype, axes)
         self.nodes[value.name] = Plain(value, run, arguments, keywords or {}, call.layer, op_name(call.target))
         return value
 

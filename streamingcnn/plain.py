@@ -141,8 +141,9 @@ def _crop(inputs: Inputs, space: tuple[int, ...], smaller: tuple[int, ...]) -> I
     def crop(leaf: Any) -> Any:
         if is_shape(leaf) and leaf[2:] == space:
             return (*leaf[:2], *smaller)
-        if isinstance(leaf, Tensor) and tuple(leaf.shape[2:]) == space:
-            return leaf[(slice(None), slice(None), *map(slice, smaller))]
+        for leading in (2, 1):  # (batch, channels, *space) or, as maps of classes are, (batch, *space)
+            if isinstance(leaf, Tensor) and tuple(leaf.shape[leading:]) == space:
+                return leaf[(*[slice(None)] * leading, *map(slice, smaller))]
         return leaf
 
     cropped: Inputs = tree_map(crop, inputs, is_leaf=is_shape)

@@ -142,6 +142,27 @@ def top_pixels(net: Net, x: Tensor) -> Tensor:
     return net.trunk(x).flatten(2).topk(10, 2).values.mean(2)
 
 
+def squared_error(net: Net, x: Tensor) -> Tensor:
+    """A loss between two maps, which is a sum over tiles."""
+    return F.mse_loss(net.b(torch.tanh(net.a(x))), x)
+
+
+def dice(net: Net, x: Tensor) -> Tensor:
+    """Several sums over one map, taken together."""
+    p, q = torch.sigmoid(net.b(torch.tanh(net.a(x)))), (x > 0.5).to(x.dtype)
+    return (1 - 2 * (p * q).sum((2, 3)) / (p.sum((2, 3)) + q.sum((2, 3)) + 1)).mean()
+
+
+def looked_up(net: Net, x: Tensor) -> Tensor:
+    """Cross-entropy against classes that are made of the image, one in three ignored."""
+    classes = (x[:, 0] > 0.5).long() + (x[:, 1] > 0.5).long()
+    return F.cross_entropy(net.b(torch.tanh(net.a(x))), classes, ignore_index=1)
+
+
+def with_loss(compute: Callable[[Net, Tensor], Tensor], channels: int = 2) -> Callable[[], nn.Module]:
+    return lambda: Net(compute, a=nn.Conv2d(2, 3, 3, padding=1), b=nn.Conv2d(3, channels, 3, padding=1))
+
+
 def normed(norm: nn.Module) -> Callable[[], nn.Module]:
     return sequence(nn.Conv2d(2, 4, 3, padding=1), norm, nn.ReLU(), nn.Conv2d(4, 3, 3, 2, 1), nn.Tanh())
 
@@ -159,6 +180,9 @@ SHARED: dict[str, Callable[[], nn.Module]] = {
         nn.Conv2d(2, 4, 3, 2, 1), nn.Tanh(), nn.Conv2d(4, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
     ),
     "top-k": lambda: Net(top_pixels, trunk=nn.Sequential(nn.Conv2d(2, 4, 3, 2, 1), nn.Tanh(), nn.Conv2d(4, 2, 3))),
+    "squared error": with_loss(squared_error),
+    "dice": with_loss(dice),
+    "cross-entropy": with_loss(looked_up, 3),
     "transposed": lambda: unet("transposed"),
     "bilinear": lambda: unet("bilinear"),
     "nearest": lambda: unet("nearest"),

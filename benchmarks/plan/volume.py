@@ -11,36 +11,14 @@ import argparse
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
 
 from benchmarks.measure import machine
 from benchmarks.pages import fill
 from benchmarks.plan.long import HEAD, logged, long_step
 from streamingcnn import StreamingModule
-from streamingcnn.models import UNet3D
+from streamingcnn.models import DiceCrossEntropy, UNet3D
 
 _FOLDER = Path(__file__).parent
-
-
-class Segmenter(nn.Module):
-    """Logits and loss: 0.2 x (1 - mean Dice of the classes) + 0.8 x weighted cross-entropy."""
-
-    weight: Tensor
-
-    def __init__(self, filters: int) -> None:
-        super().__init__()
-        self.net = UNet3D(1, 3, levels=4, filters=filters, norm="batch")
-        self.register_buffer("weight", torch.tensor([0.2, 1.0, 1.0]))
-
-    def forward(self, image: Tensor, target: Tensor) -> Tensor:
-        logits = self.net(image)
-        p = logits.softmax(1)
-        g = nn.functional.one_hot(target, logits.shape[1]).movedim(-1, 1).to(p.dtype)
-        over = (0, 2, 3, 4)
-        dice = (2 * (p * g).sum(over) + 1e-5) / (p.sum(over) + g.sum(over) + 1e-5)
-        entropy: Tensor = nn.functional.cross_entropy(logits, target, self.weight)
-        loss: Tensor = 0.2 * (1 - dice.mean()) + 0.8 * entropy
-        return loss
 
 
 def main() -> None:
@@ -55,7 +33,9 @@ def main() -> None:
     options = parser.parse_args()
     logged(options.log or _FOLDER / f"volume-{options.size}.log", options.threads)
     torch.manual_seed(0)
-    net = StreamingModule(Segmenter(options.filters).eval(), memory=options.memory)
+    loss = DiceCrossEntropy(weight=(0.2, 1.0, 1.0))
+    model = UNet3D(1, 3, levels=4, filters=options.filters, norm="batch", loss=loss)
+    net = StreamingModule(model.eval(), memory=options.memory)
     generator = torch.Generator().manual_seed(1)
     shape = (options.size,) * 3
     volume = torch.randn((1, 1, *shape), generator=generator)

@@ -11,12 +11,13 @@ level 2   encoder.2 -----------------------------+
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["UNet3D"]
+__all__ = ["DiceCrossEntropy", "UNet3D"]
 
 _NORMS = ("none", "batch", "instance", "group")
 
@@ -28,9 +29,17 @@ class UNet3D(nn.Module):
     >>> net(torch.zeros(1, 1, 16, 20, 24)).shape
     torch.Size([1, 2, 16, 20, 24])
 
+    With a target (N, D, H, W) of classes it gives the `loss` between logits and target in place of the logits;
+    streamed, these then never exist as a whole:
+
+    >>> net = UNet3D(1, 3, levels=2, filters=4, loss=DiceCrossEntropy(dice=0.2))
+    >>> net(torch.zeros(1, 1, 8, 8, 8), torch.zeros(1, 8, 8, 8, dtype=torch.long)).shape
+    torch.Size([])
+
     `levels` counts the resolutions (3 levels: full, half, quarter), `filters` the channels of the first,
-    doubled at each next. Every level has two 3x3x3 convolutions, each followed by the normalisation that
-    `norm` names ("none", "batch", "instance", or "group" with 8 channels to a group) and LeakyReLU(0.1).
+    doubled at each next, or one number for each. Every level has two 3x3x3 convolutions, each followed by the
+    normalisation that `norm` names ("none", "batch", "instance", or "group" with 8 channels to a group) and
+    LeakyReLU(0.1).
     Input: (N, in_channels, D, H, W), each extent a multiple of 2^(levels - 1); a ValueError says otherwise
     what to pad to.
     """
@@ -41,24 +50,30 @@ class UNet3D(nn.Module):
         out_channels: int = 2,
         *,
         levels: int = 4,
-        filters: int = 16,
+        filters: int | Sequence[int] = 16,
         norm: str = "none",
+        loss: nn.Module | None = None,
     ) -> None:
         super().__init__()
         if levels < 1:
             raise ValueError(f"levels={levels}: a U-Net has at least one level")
         if norm not in _NORMS:
             raise ValueError(f"norm={norm!r}: must be one of {', '.join(map(repr, _NORMS))}")
-        widths = [filters * 2**level for level in range(levels)]
+        widths = [filters * 2**level for level in range(levels)] if isinstance(filters, int) else list(filters)
+        if len(widths) != levels:
+            raise ValueError(f"filters={filters}: {levels} levels need {levels} numbers, or one for the first level")
         self.encoder = nn.ModuleList(
             _double_conv(before, width, norm) for before, width in pairwise([in_channels, *widths])
         )
         self.pool = nn.ModuleList(nn.MaxPool3d(2) for _ in widths[1:])
         self.up = nn.ModuleList(nn.ConvTranspose3d(below, width, 2, stride=2) for width, below in pairwise(widths))
         self.decoder = nn.ModuleList(_double_conv(2 * width, width, norm) for width in widths[:-1])
-        self.head = nn.Conv3d(filters, out_channels, 1)
+        self.head = nn.Conv3d(widths[0], out_channels, 1)
+        self.loss = loss
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, target: Tensor | None = None) -> Tensor:
+        if target is not None and self.loss is None:
+            raise ValueError("a target was given, but this UNet3D has no loss; make it with loss=DiceCrossEntropy()")
         step = 2 ** (len(self.encoder) - 1)
         if any(extent % step for extent in x.shape[2:]):
             given, needed = tuple(x.shape[2:]), tuple(-(-extent // step) * step for extent in x.shape[2:])
@@ -73,8 +88,40 @@ class UNet3D(nn.Module):
         for level in reversed(range(len(self.decoder))):
             x = torch.cat([skips[level], self.up[level](x)], dim=1)
             x = self.decoder[level](x)
-        logits: Tensor = self.head(x)
-        return logits
+        result: Tensor = self.head(x)
+        if target is not None and self.loss is not None:
+            result = self.loss(result, target)
+        return result
+
+
+class DiceCrossEntropy(nn.Module):
+    """Soft Dice and cross-entropy of classes, weighted: what volumes with small structures are trained with.
+
+    >>> loss = DiceCrossEntropy(weight=[1.0, 4.0], dice=0.2)
+    >>> loss(torch.zeros(1, 2, 4, 4, 4), torch.zeros(1, 4, 4, 4, dtype=torch.long)).shape
+    torch.Size([])
+
+    The result is ``dice x (1 - mean Dice of the classes) + (1 - dice) x cross-entropy``; Dice sums over space and
+    batch, and `weight` (one number per class) is the cross-entropy's. Input: logits (N, C, *space), target
+    (N, *space) of class indices.
+    """
+
+    weight: Tensor | None
+
+    def __init__(self, weight: Sequence[float] | None = None, *, dice: float = 0.5, smooth: float = 1e-5) -> None:
+        super().__init__()
+        if not 0 <= dice <= 1:
+            raise ValueError(f"dice={dice}: a share, from 0 (cross-entropy alone) to 1 (Dice alone)")
+        self.dice, self.smooth = dice, smooth
+        self.register_buffer("weight", None if weight is None else torch.tensor(weight))
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        p = logits.softmax(1)
+        g = nn.functional.one_hot(target, logits.shape[1]).movedim(-1, 1).to(p.dtype)
+        over = [0, *range(2, p.dim())]
+        overlap = (2 * (p * g).sum(over) + self.smooth) / (p.sum(over) + g.sum(over) + self.smooth)
+        entropy = nn.functional.cross_entropy(logits, target, self.weight)
+        return self.dice * (1 - overlap.mean()) + (1 - self.dice) * entropy
 
 
 def _double_conv(channels_in: int, channels_out: int, norm: str) -> nn.Sequential:

@@ -129,6 +129,9 @@ def matching_dims(old: tuple[int, ...], new: tuple[int, ...]) -> dict[int, int]:
     kept: dict[int, int] = {}
     i = j = 0
     while i < len(old) and j < len(new):
+        if (old[i] == 1) != (new[j] == 1):  # a dimension of size 1 comes or goes by itself
+            i, j = i + (old[i] == 1), j + (new[j] == 1)
+            continue
         first_i, first_j = i, j
         left, right = old[i], new[j]
         i, j = i + 1, j + 1

@@ -179,7 +179,7 @@ ALONG_DIM = (
 #: The same for operations that also remove the dimension unless ``keepdim``.
 OVER_DIM = (
     aten.amax, aten.amin, aten.var.correction, aten.std.correction,
-    aten.linalg_vector_norm, aten.norm.ScalarOpt_dim, aten.logsumexp, aten.argmax, aten.argmin, aten.prod.dim_int,
+    aten.norm.ScalarOpt_dim, aten.logsumexp, aten.argmax, aten.argmin, aten.prod.dim_int,
 )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from math import prod
 
-from ..graph import Graph, Local, Reduced
+from ..graph import Graph, Local, Plain, Reduced
 from ..ops.rule import Value
 from .cost import graph_work, map_bytes, stage_work, tile_bytes
 from .stages import Globals, Stage, build_steps, must_store, phases
@@ -84,9 +84,42 @@ def candidates(graph: Graph) -> set[str]:
     for name in graph.locals:
         readers = graph.readers[name]
         heavy = any(isinstance(r, Local) and not r.rule.cheap for r in readers)
-        if heavy or len(readers) > 1:
+        if heavy or (len(readers) > 1 and not only_summed(graph, name) and not of_inputs(graph, name)):
             found.add(name)
     return found
+
+
+def of_inputs(graph: Graph, name: str) -> bool:
+    """Whether a map is made of inputs by cheap operations alone, as a one-hot target is."""
+    todo = [name]
+    while todo:
+        node = graph.nodes[todo.pop()]
+        if isinstance(node, Plain) or (isinstance(node, Local) and not node.rule.cheap):
+            return False
+        if isinstance(node, Local):
+            todo += [read.value.name for read in node.rule.reads]
+    return True
+
+
+def only_summed(graph: Graph, name: str) -> bool:
+    """Whether a map is read, over cheap operations, by the sums over one map alone.
+
+    The logits under a loss are the usual case. One stage computes them and nothing else wants them: to store them
+    would save nothing, and they are as large as the image.
+    """
+    sums: set[str] = set()
+    todo, seen = [name], set()
+    while todo:
+        current = todo.pop()
+        if current in seen:
+            continue
+        seen.add(current)
+        readers = graph.readers[current]
+        if not readers or any(isinstance(r, Plain) or (isinstance(r, Local) and not r.rule.cheap) for r in readers):
+            return False
+        sums |= {current} if any(isinstance(r, Reduced) for r in readers) else set()
+        todo += [r.value.name for r in readers if isinstance(r, Local)]
+    return len(sums) == 1
 
 
 def feeding_statistics(graph: Graph) -> set[str]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from ..graph import Given, Graph, Plain, Reduced
 from ..ops.rule import Value
+from ..runner import requiring
 from ..signature import NOTHING, Content, share
 from .align import align, power_of_two
 from .choose import candidates, choose_tiles, feeding_statistics, tile_of
@@ -120,7 +121,7 @@ class Workshop:
             for n, node in graph.nodes.items()
             if isinstance(node, Given) and node.source == "parameter" and n in graph.trained
         }
-        self.trains = bool(graph.trained)
+        self.needs = requiring(graph, set(graph.trained))
         self._pieces: dict[str, list[Piece]] = {}
 
     def _running(self, steps: Sequence[Stage | Globals]) -> dict[str, float]:
@@ -149,7 +150,7 @@ class Workshop:
             keeps_map,
             self.times,
             self.inputs,
-            self.trains,
+            name in self.needs,
             self.running.get(name, 1.0),
         )
         if self.image_tile is not None:
@@ -247,7 +248,7 @@ class Workshop:
         for name, (first, last) in self.lives(draft.entries).items():
             size = self.bytes_of[name]
             forward[first] += size
-            if not self.trains:
+            if not self.needs:
                 forward[min(last, count) + 1] -= size
                 continue
             # The map lives from its making to its maker's backward, its gradient from its last reader's backward.

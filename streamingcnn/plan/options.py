@@ -22,6 +22,7 @@ import numpy as np
 from ..boxes import Interval, merge
 from ..graph import Graph, Local, Reduced
 from ..ops.rule import Value
+from ..runner import requiring
 from ..signature import Sharing
 from .reuse import overwriting
 from .stages import Stage
@@ -420,6 +421,7 @@ _BEHIND: dict[int, tuple[tuple[int | None, ...], ...]] = {
 def seconds_of(graph: Graph, stages: Iterable[Stage], times: Times, sharing: Sharing | None = None) -> float:
     """The seconds of a step that runs these stages as they are; of shared tiles those that run."""
     inputs = frozenset(value.name for value in graph.inputs.values() if value.spatial)
+    needs = requiring(graph, set(graph.trained))
     total = 0.0
     for stage in stages:
         piece = Piece(
@@ -430,7 +432,7 @@ def seconds_of(graph: Graph, stages: Iterable[Stage], times: Times, sharing: Sha
             stage.stored,
             times,
             inputs,
-            bool(graph.trained),
+            stage.name in needs,
         )
         (option,) = piece.at([stage.tile])
         share = 1.0 if sharing is None else sharing.count(stage) / stage.tiles

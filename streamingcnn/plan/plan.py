@@ -85,7 +85,10 @@ class Plan:
         It is cut off where it is wider than the image; statistics and global branches, which see everything, are
         not counted.
         """
-        deepest = max(self.stages, key=lambda s: self._depth(s.target)).target if self.stages else self.graph.image
+        deepest = next(
+            (s.target for s in sorted(self.stages, key=lambda s: -self._depth(s.target)) if self._sees_image(s)),
+            self.graph.image,
+        )
         nodes, _ = stage_of(self.graph, deepest, frozenset({self.graph.image.name}))
         probe = Stage(self.graph, deepest, True, frozenset({self.graph.image.name}), tile=(1,) * self.graph.space)
         middle = tuple((e // 2, e // 2 + 1) for e in deepest.extents)
@@ -95,6 +98,11 @@ class Plan:
         return tuple(
             max(b[axis][1] for b in reads) - min(b[axis][0] for b in reads) for axis in range(self.graph.space)
         )
+
+    def _sees_image(self, stage: Stage) -> bool:
+        """Whether a map is made from the image, and not from a target alone."""
+        image = frozenset({self.graph.image.name})
+        return self.graph.image in stage_of(self.graph, stage.target, image)[1]
 
     def _depth(self, value: Value) -> int:
         return list(self.graph.nodes).index(value.name)

@@ -35,11 +35,11 @@ from .times import Times
 
 Steps = list[Stage | Globals]
 #: Shares of the budget that a tile may take at least while maps are dropped; each gives a draft of its own.
-SHARES = (1 / 3, 1 / 8, 1 / 24, 1 / 96)
+SHARES = (1 / 3, 1 / 12, 1 / 60)
 #: How often single maps are stored or dropped on trial.
-TRIALS = 600
+TRIALS = 300
 #: How often estimates are corrected.
-ROUNDS = 5
+ROUNDS = 4
 
 
 class BudgetError(ValueError):
@@ -222,7 +222,7 @@ class Search:
         """Store or drop one map at a time, for as long as the step becomes faster."""
         best = self.outcome(draft, 0)
         names = self.workshop.optional
-        waiting, trials = deque(names), max(TRIALS, len(names))
+        waiting, trials = deque(names), TRIALS
         while waiting and trials:
             trials -= 1
             other = self.workshop.toggled(draft, waiting.popleft())
@@ -240,7 +240,7 @@ class Search:
         chances = [
             ((best.options[entry].recompute - option.keep) / max(option.kept, 1), k, entry, option)
             for k, entry in enumerate(draft.entries)
-            if isinstance(entry, Piece) and entry.nodes
+            if isinstance(entry, Piece) and entry.nodes and entry.trains
             for option in {entry.keeping[0], entry.keeping[-1], best.options[entry]}
         ]
         chances.sort(key=lambda one: (-one[0], one[1], one[3].tile))
