@@ -15,6 +15,8 @@ from streamingcnn.capture import capture
 from streamingcnn.comparison import compare
 from streamingcnn.memory import LiveBytes
 from streamingcnn.plan.choose import choose_tiles
+from streamingcnn.plan.peak import exact_peak
+from streamingcnn.plan.search import BudgetError
 from streamingcnn.plan.stages import Stage, build_steps
 
 
@@ -108,3 +110,30 @@ def test_a_bias_alone_has_its_gradient() -> None:
     x = torch.rand(1, 1, 6, dtype=torch.float64)
     rows = compare(copy.deepcopy(net), StreamingModule(net, tile=2), x)
     assert max(row.error for row in rows) < 1e-10
+
+
+def test_a_budget_holds_the_gradients_of_parameters() -> None:
+    """They were left out of the peak: a ResNet with a budget of 30 MiB took 61."""
+    net = nn.Sequential(*[nn.Conv2d(128, 128, 3, padding=1) for _ in range(12)])
+    x = torch.rand(1, 128, 8, 8)
+    gradients = 4 * sum(p.numel() for p in net.parameters())
+    with pytest.raises(BudgetError):
+        StreamingModule(net, memory=gradients * 3 // 2).plan(x)
+    with LiveBytes() as live:
+        StreamingModule(net, memory=3 * gradients)(x).mean().backward()
+    assert live.peak <= 3 * gradients
+
+
+def test_the_bytes_of_a_dropout_are_known() -> None:
+    """Its mask was made on the CPU whatever the tile's device: a plan did not see it."""
+    net = nn.Sequential(nn.Conv2d(1, 1, 1), nn.Dropout(0.5))
+    plan = StreamingModule(net, tile=128).plan((1, 1, 128, 128))
+    # The result, its gradient, the convolution's result, and words of 32 bits of the hash.
+    assert exact_peak(plan.graph, list(plan.steps)).bytes >= 5 * 4 * 128**2
+
+
+def test_a_border_that_is_all_padding_has_its_bytes() -> None:
+    """Such a tile was filled on the graph's own device, and met tensors without numbers in a prediction."""
+    net = nn.Sequential(nn.ConstantPad2d(40, 1.0), nn.Conv2d(1, 2, 3))
+    plan = StreamingModule(net, tile=16).plan((1, 1, 32, 32))
+    assert exact_peak(plan.graph, list(plan.steps)).bytes > 0
