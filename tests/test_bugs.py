@@ -129,10 +129,10 @@ def test_a_budget_holds_the_gradients_of_parameters() -> None:
     x = torch.rand(1, 128, 8, 8)
     gradients = 4 * sum(p.numel() for p in net.parameters())
     with pytest.raises(BudgetError):
-        StreamingModule(net, memory=gradients * 3 // 2).plan(x)
+        StreamingModule(net, memory=gradients).plan(x)
     with LiveBytes() as live:
-        StreamingModule(net, memory=3 * gradients)(x).mean().backward()
-    assert live.peak <= 3 * gradients
+        StreamingModule(net, memory=gradients * 3 // 2)(x).mean().backward()
+    assert gradients <= live.peak <= gradients * 3 // 2
 
 
 def test_the_bytes_of_a_dropout_are_known() -> None:
