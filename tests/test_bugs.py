@@ -18,7 +18,6 @@ from streamingcnn.comparison import compare
 from streamingcnn.memory import LiveBytes
 from streamingcnn.plan.choose import choose_tiles
 from streamingcnn.plan.peak import exact_peak
-from streamingcnn.plan.search import BudgetError
 from streamingcnn.plan.stages import Stage, build_steps
 from streamingcnn.plan.times import BUILT_IN, Rate
 
@@ -128,11 +127,10 @@ def test_a_budget_holds_the_gradients_of_parameters() -> None:
     net = nn.Sequential(*[nn.Conv2d(128, 128, 3, padding=1) for _ in range(12)])
     x = torch.rand(1, 128, 8, 8)
     gradients = 4 * sum(p.numel() for p in net.parameters())
-    with pytest.raises(BudgetError):
-        StreamingModule(net, memory=gradients * 3 // 2).plan(x)
+    assert StreamingModule(net, stored=[str(k) for k in range(12)]).plan(x).peak_bytes > gradients
     with LiveBytes() as live:
-        StreamingModule(net, memory=3 * gradients)(x).mean().backward()
-    assert live.peak <= 3 * gradients
+        StreamingModule(net, memory=2 * gradients)(x).mean().backward()
+    assert live.peak <= 2 * gradients
 
 
 def test_the_bytes_of_a_dropout_are_known() -> None:
