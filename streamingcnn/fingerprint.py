@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 _PLAIN = (int, float, bool, str, bytes, type(None), torch.dtype, torch.device, complex)
-_IGNORED = {"_parameters", "_buffers", "_modules", "_graphs", "_plans", "_runners", "last_seed"}
+_IGNORED = {"_parameters", "_buffers", "_modules", "_graphs", "_plans", "_runners", "last_seed", "last_run"}
 
 
 def capture_key(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable:

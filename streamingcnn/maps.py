@@ -1,12 +1,13 @@
 """Stored maps: feature maps held between stages, read, written and added to by box.
 
-One small interface, so that a map may later be paged (blocks that share pages, pages on the host or on disk)
-without the engine knowing. Today every map is dense: one tensor, and a box is a view of it.
+One small interface with two makes, dense (one tensor; a box is a view of it) and paged (pages.py), and a third that
+can only be read: a source of pixels outside memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -14,16 +15,56 @@ from torch import Tensor
 from .boxes import Box, full
 from .ops.rule import Value, along
 from .places import DEVICE, Place
+from .sources.source import Source
+
+if TYPE_CHECKING:
+    from .pages import PagedGradient, Table
 
 MEMORY_FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
-def empty_like_tile(tile: Tensor, shape: tuple[int, ...], place: Place = DEVICE) -> Tensor:
-    """An uninitialised map in a place, with the dtype, memory format and (on the device) device of one of its tiles."""
+class Map(Protocol):
+    """What is read by box: a stored map of any make, or an input."""
+
+    def read(self, box: Box) -> Tensor:
+        """The pixels of a box, not to be written to."""
+        ...
+
+    @property
+    def tensor(self) -> Tensor:
+        """The whole map as an ordinary tensor."""
+        ...
+
+
+def empty_like_tile(
+    tile: Tensor, shape: tuple[int, ...], place: Place = DEVICE, dtype: torch.dtype | None = None
+) -> Tensor:
+    """An uninitialised map in a place, with a tile's memory format, dtype (unless given) and (on the device) device."""
     wanted = MEMORY_FORMATS.get(tile.dim())
     if wanted is None or tile.is_contiguous() or not tile.is_contiguous(memory_format=wanted):
         wanted = torch.contiguous_format
-    return place.empty(shape, tile.dtype, wanted, tile.device)
+    return place.empty(shape, tile.dtype if dtype is None else dtype, wanted, tile.device)
+
+
+class SourceMap:
+    """An input whose pixels are read from a source, again each time that a tile needs them."""
+
+    def __init__(self, value: Value, source: Source, device: torch.device) -> None:
+        self.value, self.source, self.device = value, source, device
+
+    def read(self, box: Box) -> Tensor:
+        pixels = self.source.read(box)
+        wanted = self.value.shape_at(box)
+        if tuple(pixels.shape) not in (wanted, wanted[1:]) or pixels.dtype != self.value.dtype:
+            raise ValueError(
+                f"{self.source!r} gave {tuple(pixels.shape)} {pixels.dtype} for the box {box}; its own shape and dtype "
+                f"say {wanted[wanted[:1] == (1,) :]} {self.value.dtype}"
+            )
+        return pixels.reshape(wanted).to(self.device)
+
+    @property
+    def tensor(self) -> Tensor:
+        return self.read(full(self.value.extents))
 
 
 class DenseMap:
@@ -105,21 +146,31 @@ class Gradients:
     Sums over tiles are float32 or wider and are cast once, at the end.
     """
 
-    def __init__(self, places: Mapping[str, Place] | None = None) -> None:
-        self.places = places or {}
+    def __init__(self, places: Mapping[str, Place] | None = None, tables: Mapping[str, Table] | None = None) -> None:
+        self.places, self.tables = places or {}, tables or {}
         self.maps: dict[str, GradientMap] = {}
+        self.paged: dict[str, PagedGradient] = {}
         self.sums: dict[str, Tensor] = {}
 
     def clear(self) -> None:
         """Let go of everything."""
-        self.maps.clear()
-        self.sums.clear()
+        for held in (self.maps, self.paged, self.sums):
+            held.clear()
 
     def add_box(self, value: Value, box: Box, gradient: Tensor | None) -> None:
         if gradient is None:
             return
-        place = self.places.get(value.name, DEVICE)
-        self.maps.setdefault(value.name, GradientMap(value, place)).add(box, gradient)
+        if value.name in self.tables:
+            self.paged_of(value).add(box, gradient)
+        else:
+            place = self.places.get(value.name, DEVICE)
+            self.maps.setdefault(value.name, GradientMap(value, place)).add(box, gradient)
+
+    def paged_of(self, value: Value) -> PagedGradient:
+        """The gradient of a paged map, begun if there is none yet."""
+        if value.name not in self.paged:
+            self.paged[value.name] = self.tables[value.name].gradient_of(value)
+        return self.paged[value.name]
 
     def add(self, value: Value, gradient: Tensor | None, owned: bool = False) -> None:
         """Add a whole gradient, of a global value or of a map; one that is ``owned`` may be kept and written to."""
@@ -141,6 +192,8 @@ class Gradients:
         return self.sums.pop(value.name, None)
 
     def pop_map(self, value: Value) -> Callable[[Box], Tensor] | None:
-        """Take the gradient of a map out, to be read by box."""
+        """Take the gradient of a map out, to be read by box: each box of its maker's tiles that runs, once."""
+        if value.name in self.paged:
+            return self.paged.pop(value.name).take
         found = self.maps.pop(value.name, None)
         return None if found is None else found.read

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from typing import Any, TypeVar
@@ -15,9 +16,11 @@ from torch.utils import _pytree as pytree
 
 from .budget import LESS, Budgets, guarded, kind_of_call
 from .capture import capture
+from .constant import constant_blocks_in
 from .errors import StepMemoryError
 from .fingerprint import capture_key
 from .graph import Given, Graph
+from .maps import SourceMap
 from .memory import format_bytes
 from .ops.rule import Value
 from .places import Offload, parse_offload
@@ -26,6 +29,8 @@ from .plan.saved import SavedPlan, chosen
 from .plan.search import BudgetError
 from .probe import refuse_early
 from .runner import Runner, requiring
+from .signature import Content, TilesRun, share
+from .sources.source import ConstantBlocks, Source, constant_blocks_of
 from .stream import Job, StreamFunction
 
 Made = TypeVar("Made")
@@ -48,7 +53,8 @@ class StreamingModule(nn.Module):
 
     Args:
         module: a trunk or a whole network; its first tensor input is the image, (batch, channels, *space) with 1, 2
-            or 3 spatial axes. Further tensors with the same spatial sizes are streamed too.
+            or 3 spatial axes. Further tensors with the same spatial sizes are streamed too. In place of any of them
+            it takes a source (:class:`~streamingcnn.sources.Source`), which is read box by box.
         tile: pixels of the image that a tile covers, halo not counted: one size, or one per axis. None chooses per
             stage.
         stored: paths of layers whose results are stored between stages. None chooses: the network's own blocks
@@ -111,6 +117,8 @@ class StreamingModule(nn.Module):
         self.training = module.training
         #: The seed that the last forward's dropouts drew, or None.
         self.last_seed: int | None = None
+        #: How many tiles the last forward had, and how many of them were run.
+        self.last_run: TilesRun | None = None
         self._graphs: OrderedDict[Any, Graph] = OrderedDict()
         self._plans: OrderedDict[Any, Plan] = OrderedDict()
         self._runners: OrderedDict[Any, Runner] = OrderedDict()
@@ -151,7 +159,7 @@ class StreamingModule(nn.Module):
     # ------------------------------------------------------------------------ plans
 
     def plan(self, *args: Any, **kwargs: Any) -> Plan:
-        """The plan for an input, or for a shape: ``net.plan(x)``, ``net.plan((1, 3, 8192, 8192))``.
+        """The plan for an input, a source, or a shape: ``net.plan(x)``, ``net.plan((1, 3, 8192, 8192))``.
 
         Nothing runs and nothing of the image's size is allocated.
         """
@@ -162,17 +170,26 @@ class StreamingModule(nn.Module):
                 return torch.empty(tuple(given), dtype=dtype, device="meta")
             return given
 
-        return self._planned(tuple(shaped(a) for a in args), {k: shaped(v) for k, v in kwargs.items()})[1]
+        given = tuple(shaped(a) for a in args), {k: shaped(v) for k, v in kwargs.items()}
+        graph, plan, _, content = self._planned(*given)
+        return replace(plan, sharing=share(plan.steps, graph.image, content)) if content else plan
 
-    def _planned(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Graph, Plan, Any]:
+    def _planned(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Graph, Plan, Any, Content]:
+        leaves = pytree.tree_leaves((args, kwargs))
+        args, kwargs = pytree.tree_map_only(Source, _stand_in, (args, kwargs))
         key = capture_key(self.module, args, kwargs)
         graph = _remembered(self._graphs, key, lambda: capture(self.module, args, kwargs))
+        content = _content(graph, leaves)
         call, device = self._call(args, kwargs)
         if call in self._budgets.failed:
-            self._lower(graph, call, self._offload.on(device))
-        choices = (self.tile, self.stored, self.keep, self._budgets.of(call, device), self._offload.on(device))
-        key = (key, repr(choices), self.given_plans)
-        return graph, _remembered(self._plans, key, lambda: self._make_plan(graph, *choices)), key
+            self._lower(graph, call, self._offload.on(device), content)
+        budget = self._budgets.of(call, device)
+        choices = (self.tile, self.stored, self.keep, budget, self._offload.on(device))
+        # A budget is searched for each source by itself: how much of it is constant decides what fits.
+        looked_at = content.digest if content.sources and budget is not None else bool(content.constants)
+        key = (key, repr(choices), self.given_plans, content.sources, looked_at)
+        plan = _remembered(self._plans, key, lambda: self._make_plan(graph, *choices, content))
+        return graph, plan, key, content
 
     def _make_plan(self, graph: Graph, *choices: Any) -> Plan:
         if self.given_plans:
@@ -182,7 +199,7 @@ class StreamingModule(nn.Module):
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, torch.device]:
         """What kind of call this is, and the device it is for."""
-        leaves = pytree.tree_leaves((args, kwargs))
+        leaves = pytree.tree_leaves(pytree.tree_map_only(Source, _stand_in, (args, kwargs)))
         tensors = (leaf for leaf in chain(leaves, self.module.parameters()) if isinstance(leaf, Tensor))
         device = next((tensor.device for tensor in tensors if not tensor.is_meta), torch.device("cpu"))
         return kind_of_call(leaves, device, self.training), device
@@ -209,12 +226,12 @@ class StreamingModule(nn.Module):
         """Take budgets over from :meth:`plan_state`; what is not in them is found anew."""
         self._budgets.load(state)
 
-    def _lower(self, graph: Graph, call: str, where: str) -> None:
+    def _lower(self, graph: Graph, call: str, where: str, content: Content) -> None:
         """Give a kind of call that ran out of memory less of it, and say so."""
         failed = self._budgets.failed.pop(call)
         wanted: int | None = int(LESS * failed)
         try:
-            make_plan(graph, self.tile, memory=wanted, where=where)
+            make_plan(graph, self.tile, memory=wanted, where=where, content=content)
         except BudgetError as error:
             wanted = error.smallest if error.smallest < failed else None
         if wanted is None:
@@ -267,7 +284,7 @@ class StreamingModule(nn.Module):
                 "a streamed module cannot run under torch.func transforms (vmap, grad, jvp); "
                 "use loss.backward() or torch.autograd.grad"
             )
-        graph, plan, key = self._planned(args, kwargs)
+        graph, plan, key, content = self._planned(args, kwargs)
         leaves = pytree.tree_leaves((args, kwargs))
         tensors, fixed = self._given(graph, leaves)
         if graph.noises:
@@ -278,18 +295,24 @@ class StreamingModule(nn.Module):
         differentiable = {v.name for v, t in tensors.items() if t.requires_grad} if torch.is_grad_enabled() else set()
         needs = requiring(graph, differentiable)
         image = leaves[next(p for p, v in graph.inputs.items() if v is graph.image)]
-        runner = self._runner(graph, plan, key, needs, image.device.type)
+        device = image.device if isinstance(image, Tensor) else self._device()
+        runner = self._runner(graph, plan, key, needs, device.type)
+        sharing = share(runner.steps, graph.image, content)
+        self.last_run = sharing.statistics(runner.steps)
+        plan = Plan(graph, tuple(runner.steps), plan.budget, sharing)
         explain = partial(self._explained, self._call(args, kwargs)[0], plan)
+        returned = {o.name for o in graph.outputs if isinstance(o, Value) and isinstance(fixed.get(o.name), SourceMap)}
         if any(output.name in needs for output in runner.outputs):
-            job = Job(runner, values, fixed, explain=explain)
+            job = Job(runner, values, fixed, sharing, explain=explain)
             results = guarded(lambda: StreamFunction.apply(job, *given), explain)  # type: ignore[no-untyped-call]
             made = dict(zip((v.name for v in runner.outputs), results, strict=True))
             updates = job.results
         else:
             env = {**fixed, **{v.name: t.detach() for v, t in tensors.items()}}
-            made = updates = guarded(lambda: runner.forward(env, None), explain)
+            made = updates = guarded(lambda: runner.forward(env, None, sharing), explain)
         self._update_buffers(graph, updates)
         passed = {v.name: t for v, t in tensors.items()}
+        passed |= {name: given.tensor for name, given in fixed.items() if name in returned}
         outputs = [
             (passed[o.name] if o.name in passed else made[o.name]) if isinstance(o, Value) else o for o in graph.outputs
         ]
@@ -303,8 +326,10 @@ class StreamingModule(nn.Module):
         for node in graph.nodes.values():
             if not isinstance(node, Given) or node.source == "seed":
                 continue
-            if node.source == "input":
+            if node.source == "input" and isinstance(leaves[node.key], Tensor):
                 tensors[node.value] = leaves[node.key]
+            elif node.source == "input":
+                fixed[node.value.name] = SourceMap(node.value, leaves[node.key], self._device())
             elif node.source == "parameter":
                 tensors[node.value] = self.module.get_parameter(node.key)
             elif node.source == "buffer" and node.key not in mutated:
@@ -314,6 +339,10 @@ class StreamingModule(nn.Module):
             else:
                 fixed[node.value.name] = node.key
         return tensors, fixed
+
+    def _device(self) -> torch.device:
+        """Where tiles of a source run: where the parameters are."""
+        return next((p.device for p in self.module.parameters()), torch.device("cpu"))
 
     def _update_buffers(self, graph: Graph, updates: Mapping[str, Any]) -> None:
         with torch.no_grad():
@@ -339,6 +368,29 @@ def _check_places(plans: Sequence[SavedPlan], offload: Offload) -> None:
         )
     if not on_disk and offload.where != "auto":
         raise ValueError(f'plan= says where maps live, and none is on disk; leave out offload="{offload}"')
+
+
+def _stand_in(source: Source) -> Tensor:
+    """A tensor of the shape and dtype of a source, without pixels."""
+    shape = tuple(source.shape) if source.axes.startswith("N") else (1, *source.shape)
+    return torch.empty(shape, dtype=source.dtype, device="meta")
+
+
+def _content(graph: Graph, leaves: Sequence[Any]) -> Content:
+    """What is known of the images of a call; where an image's own gradient is wanted, each of its pixels is its own."""
+    constants: dict[str, ConstantBlocks] = {}
+    spatial = [(leaves[position], value) for position, value in graph.inputs.items() if value.spatial]
+    for leaf, value in spatial:
+        if value.name in graph.trained:
+            continue
+        if isinstance(leaf, Tensor):
+            blocks = None if leaf.is_meta else constant_blocks_in(leaf, value.axes or ())
+        else:
+            blocks = constant_blocks_of(leaf)
+        if blocks is not None and blocks.share > 0:
+            blocks.check(value.extents)
+            constants[value.name] = blocks
+    return Content(constants, frozenset(value.name for leaf, value in spatial if not isinstance(leaf, Tensor)))
 
 
 def _remembered(cache: OrderedDict[Any, Made], key: Any, make: Callable[[], Made]) -> Made:

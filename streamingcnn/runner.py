@@ -17,12 +17,14 @@ Rule 2. Parameters come from ``save_for_backward``, not from the module: a weigh
 Rule 3. Maps are freed where backward passes them, unless the caller retains the graph.
 Rule 4. What runs plainly (heads, statistics to scale and shift) keeps a small autograd graph of its own from
         forward to backward; a random draw in it happens once.
+Rule 5. A tile that stands for n (see signature.py) runs once. Its state enters sums n times, and so does the gradient
+        of sums over it; the gradients of the n places add up in the one page of its map before it is pulled back.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -31,12 +33,15 @@ from torch import Tensor
 
 from .boxes import Box
 from .graph import Given, Graph, Plain, uses
-from .maps import DenseMap, Gradients
+from .maps import DenseMap, Gradients, Map
+from .ops.reductions import repeated
 from .ops.rule import Value, replace_values
+from .pages import PagedMap
 from .places import DEVICE, Place, Wanted, open_places
 from .plan.cost import map_bytes
 from .plan.stages import Globals, Stage
 from .sides import Sides, leaf
+from .signature import Sharing
 from .tile import run_tile
 
 if TYPE_CHECKING:
@@ -66,12 +71,13 @@ class RunTile:
 class Record:
     """All that backward needs of one forward."""
 
-    maps: dict[str, DenseMap] = field(default_factory=dict)
+    maps: dict[str, Map] = field(default_factory=dict)
     env: dict[str, Any] = field(default_factory=dict)
     groups: dict[Globals, tuple[dict[str, Tensor], dict[str, Tensor]]] = field(default_factory=dict)
     kept: dict[Stage, tuple[Sides, dict[Box, RunTile]]] = field(default_factory=dict)
     versions: dict[str, int] = field(default_factory=dict)
     places: dict[str, Place] = field(default_factory=dict)
+    sharing: Sharing = field(default_factory=Sharing)
 
     def clear(self) -> None:
         """Let go of everything."""
@@ -88,7 +94,6 @@ class Runner:
         steps: its plan.
         needs: the names of the values that need a gradient (:func:`requiring`).
         device_type: where it runs; autocast is off there, since capture made its casts nodes of the graph.
-        boxes_of: the tiles of a stage, in order; a rehearsal (plan/rehearsal.py) runs fewer.
         folder: where maps live that the plan puts on disk.
     """
 
@@ -96,8 +101,7 @@ class Runner:
     steps: list[Stage | Globals]
     needs: frozenset[str]
     device_type: str
-    boxes_of: Callable[[Stage], Iterable[Box]] = Stage.boxes
-    folder: str | None = field(default=None, kw_only=True)
+    folder: str | None = None
 
     def __post_init__(self) -> None:
         self.outputs = tuple(
@@ -129,26 +133,29 @@ class Runner:
 
     # ---------------------------------------------------------------- forward
 
-    def forward(self, env: dict[str, Any], record: Record | None) -> dict[str, Any]:
+    def forward(self, env: dict[str, Any], record: Record | None, sharing: Sharing | None = None) -> dict[str, Any]:
         """Run the plan.
 
         Args:
-            env: given values by name: detached tensors of inputs, parameters, buffers, constants; the seed.
+            env: given values by name: detached tensors of inputs, parameters, buffers, constants; the seed. An input
+                may also be a map, read by box from where its pixels are.
             record: filled with what backward needs; None where nothing needs a gradient.
+            sharing: which tiles run, and for how many each stands; None: every one, for itself.
 
         Returns:
             Outputs and new buffer values by name.
         """
-        maps = {value.name: DenseMap(value, env[value.name]) for value in self.graph.inputs.values() if value.spatial}
+        sharing = Sharing() if sharing is None else sharing
+        maps: dict[str, Map] = {v.name: self._input(v, env[v.name]) for v in self.graph.inputs.values() if v.spatial}
         wanted = {v.name for v in self.outputs} | {v.name for _, v in self.graph.mutations}
         results: dict[str, Any] = {}
-        places = self._places(env[self.graph.image.name].device, record is not None)
+        places = self._places(env[self.graph.image.name].device, record is not None, sharing)
         with torch.no_grad(), self._own_autocast():
             for k, step in enumerate(self.steps):
                 if isinstance(step, Globals):
                     self._forward_globals(step, env, maps, record)
                 else:
-                    self._forward_stage(step, env, maps, record, places)
+                    self._forward_stage(step, env, maps, record, sharing, places)
                 for name in self._finished(k, maps, record):
                     if name in wanted:
                         results[name] = maps[name].tensor
@@ -157,17 +164,22 @@ class Runner:
         results.update({name: maps[name].tensor for name in wanted if name in maps})
         if record is not None:
             for output in self.outputs:
-                if output.name in maps:
+                if output.name in maps and not isinstance(maps[output.name], PagedMap):
                     # The very tensor that is returned must not be held: it would hold its own graph.
                     alias = maps[output.name].tensor.detach()
                     maps[output.name] = DenseMap(output, alias)
                     record.versions[output.name] = alias._version
-            record.maps, record.env, record.places = maps, env, places
+            record.maps, record.env, record.places, record.sharing = maps, env, places, sharing
         return results
 
-    def _places(self, device: torch.device, recording: bool) -> dict[str, Place]:
+    @staticmethod
+    def _input(value: Value, given: Tensor | Map) -> Map:
+        return DenseMap(value, given) if isinstance(given, Tensor) else given
+
+    def _places(self, device: torch.device, recording: bool, sharing: Sharing) -> dict[str, Place]:
         """Where the maps of one step live that are not on the device, with all the room they will need."""
-        outside = [s for s in self.steps if isinstance(s, Stage) and s.stored and s.place != "device"]
+        # A map with shared pages stays on the device all the same.
+        outside = [stage for stage in self._outside() if stage.name not in sharing.tables]
         with_gradient = [1 + (recording and stage.name in self.needs) for stage in outside]
         wanted = {
             stage.name: Wanted(stage.place, (map_bytes(stage.target),) * count)
@@ -175,7 +187,11 @@ class Runner:
         }
         return open_places(wanted, device, self.folder) if wanted else {}
 
-    def _finished(self, k: int, maps: dict[str, DenseMap], record: Record | None) -> list[str]:
+    def _outside(self) -> list[Stage]:
+        """The stages whose maps the plan puts elsewhere than on the device."""
+        return [s for s in self.steps if isinstance(s, Stage) and s.stored and s.place != "device"]
+
+    def _finished(self, k: int, maps: dict[str, Map], record: Record | None) -> list[str]:
         """Maps that nothing reads after step k, in forward or (when recording) in backward."""
         later: set[str] = set().union(*self.used_after[k + 1 :]) if k + 1 < len(self.steps) else set()
         keep = later | (self.read_in_backward if record is not None else set())
@@ -185,22 +201,23 @@ class Runner:
         self,
         stage: Stage,
         env: dict[str, Any],
-        maps: dict[str, DenseMap],
+        maps: dict[str, Map],
         record: Record | None,
+        sharing: Sharing,
         places: dict[str, Place],
     ) -> None:
         keep = stage.way == "keep" and record is not None and self._trains(stage)
         sides = Sides(stage, env, self.needs if keep else ())
-        made = DenseMap(stage.target, place=places.get(stage.name, DEVICE)) if stage.stored else None
+        made = self._made(stage, sharing, places)
         states: list[Any] = [None] * len(stage.reductions)
         kept: dict[Box, RunTile] = {}
-        for box in self.boxes_of(stage):
+        for box, count in sharing.tiles(stage):
             done = self._forward_tile(stage, box, maps, sides, keep)
             if keep:
                 kept[box] = done
             tile = done.result.detach()
             for i, reduced in enumerate(stage.reductions):
-                partial = reduced.reduction.partial(tile)
+                partial = repeated(reduced.reduction, reduced.reduction.partial(tile), count)
                 states[i] = partial if states[i] is None else reduced.reduction.merge(states[i], partial)
             if made is not None:
                 made.write(box, tile)
@@ -212,11 +229,20 @@ class Runner:
         for reduced, state in zip(stage.reductions, states, strict=True):
             env[reduced.value.name] = reduced.reduction.finish(state)
 
+    def _made(self, stage: Stage, sharing: Sharing, places: dict[str, Place]) -> DenseMap | PagedMap | None:
+        """The map that a stage writes, if it stores one."""
+        if not stage.stored:
+            return None
+        table = sharing.tables.get(stage.name)
+        if table is not None:
+            return table.map_of(stage.target)
+        return DenseMap(stage.target, place=places.get(stage.name, DEVICE))
+
     def _forward_tile(
         self,
         stage: Stage,
         box: Box,
-        maps: dict[str, DenseMap],
+        maps: dict[str, Map],
         sides: Sides,
         keep: bool,
     ) -> RunTile:
@@ -228,7 +254,7 @@ class Runner:
             return RunTile(reads, run_tile(program, held, sides.get))
 
     def _forward_globals(
-        self, group: Globals, env: dict[str, Any], maps: dict[str, DenseMap], record: Record | None
+        self, group: Globals, env: dict[str, Any], maps: dict[str, Map], record: Record | None
     ) -> None:
         leaves: dict[str, Any] = {}
         for value in group.reads:
@@ -298,18 +324,20 @@ class Runner:
         ]
         if (of_map is None and not of_sums) or stage.target.name not in self.needs:
             return
+        if not of_sums and stage.nodes and not retain:
+            record.maps.pop(stage.target.name, None)  # all its readers are done, and its own gradient needs no value
         pull = Pull(stage.target, of_map, of_sums, record.maps.get(stage.target.name))
         if not stage.nodes:
             # A reduction of an input or of a plainly made map: its gradient goes straight to that map.
-            for box in self.boxes_of(stage):
-                gradients.add_box(stage.target, box, pull.at(box, record.maps[stage.target.name].read(box)))
+            for box, count in record.sharing.tiles(stage):
+                gradients.add_box(stage.target, box, pull.at(box, record.maps[stage.target.name].read(box), count))
             return
         sides, kept = record.kept.get(stage) or (Sides(stage, record.env, self.needs), {})
-        for box in self.boxes_of(stage):
+        for box, count in record.sharing.tiles(stage):
             tile = kept.get(box) or self._recomputed(stage, box, record, sides)
             if not retain:
                 kept.pop(box, None)
-            self._backward_tile(stage, box, tile, pull, sides, gradients, retain and box in kept)
+            self._backward_tile(stage, box, tile, pull, count, sides, gradients, retain and box in kept)
             del tile  # or it would live on while the next one is computed
         sides.pull(gradients, retain)
 
@@ -328,6 +356,7 @@ class Runner:
         box: Box,
         tile: RunTile,
         pull: Pull,
+        count: int,
         sides: Sides,
         gradients: Gradients,
         retain: bool,
@@ -338,7 +367,7 @@ class Runner:
         pulled = torch.autograd.grad(
             tile.result,
             (*(t for _, _, t in leaves), *sides.leaves),
-            pull.at(box, tile.result),
+            pull.at(box, tile.result, count),
             retain_graph=retain,
             allow_unused=True,
         )
@@ -354,14 +383,15 @@ class Pull:
     target: Value
     of_map: Callable[[Box], Tensor] | None
     of_sums: list[tuple[Reduction, Tensor, Tensor]]
-    map: DenseMap | None
+    map: Map | None
 
-    def at(self, box: Box, tile: Tensor) -> Tensor:
-        """The gradient at one tile."""
+    def at(self, box: Box, tile: Tensor, count: int = 1) -> Tensor:
+        """The gradient at one tile, or at all those together that it stands for."""
         gradient = None if self.of_map is None else self.of_map(box)
         values = tile.detach() if self.map is None else self.map.read(box)
         for reduction, result, of_sum in self.of_sums:
             pulled = reduction.pull(values, result, of_sum).expand_as(values)
+            pulled = pulled if count == 1 else pulled * count
             gradient = pulled if gradient is None else gradient + pulled
         assert gradient is not None
         return gradient

@@ -19,6 +19,7 @@ from .errors import DoubleBackwardError, StepMemoryError
 from .maps import DenseMap, Gradients
 from .ops.rule import Value
 from .runner import Record, Runner
+from .signature import Sharing
 
 
 @dataclass
@@ -29,6 +30,8 @@ class Job:
     tensors: tuple[Value, ...]
     #: Further given values that are no tensors, or that the forward itself changes.
     fixed: dict[str, Any]
+    #: Which tiles run, and for how many each stands.
+    sharing: Sharing = field(default_factory=Sharing)
     #: What the forward made and the caller has yet to fetch: the new buffer values.
     results: dict[str, Any] = field(default_factory=dict)
     #: Makes the error of a backward that ran out of memory.
@@ -42,7 +45,7 @@ class StreamFunction(torch.autograd.Function):
     def forward(ctx: Any, job: Job, *tensors: Tensor) -> tuple[Tensor, ...]:
         record = Record()
         env = {**job.fixed, **{v.name: t.detach() for v, t in zip(job.tensors, tensors, strict=True)}}
-        job.results.update(job.runner.forward(env, record))
+        job.results.update(job.runner.forward(env, record, job.sharing))
         # Saved by autograd, not by the record: it checks versions, and frees them with the graph.
         ctx.save_for_backward(*tensors)
         for value in job.tensors:
@@ -79,7 +82,7 @@ class StreamFunction(torch.autograd.Function):
             record.env[value.name] = tensor.detach()
             if value.spatial:
                 record.maps[value.name] = DenseMap(value, tensor.detach())
-        gradients = Gradients(places=record.places)
+        gradients = Gradients(record.places, record.sharing.tables)
         for value, gradient in zip(job.runner.outputs, given, strict=True):
             gradients.add(value, gradient)
         try:

@@ -14,7 +14,7 @@ A window of kernel 3, stride 2, padding 1 over seven pixels (``.`` is padding):
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -31,6 +31,21 @@ class AxisMap(Protocol):
         ...
 
 
+def relation(axis: AxisMap, low: int, high: int) -> Hashable:
+    """What an interval of the result is to the pixels that it needs, wherever on the map it lies.
+
+    Two intervals of equal length and equal relation are the same computation on what they read. A window in the
+    middle of a map has the relation (0, 0); one that sees a pixel of padding at the low border has (1, 0). A record
+    says it by a method ``relation(low, high)``; of one that does not, every place is taken to be different.
+
+    >>> window = Window(extent=8, kernel=3, pad=1)
+    >>> relation(window, 2, 4) == relation(window, 4, 6), relation(window, 0, 2) == relation(window, 2, 4)
+    (True, False)
+    """
+    own: Callable[[int, int], Hashable] | None = getattr(axis, "relation", None)
+    return (low, high) if own is None else own(low, high)
+
+
 def _some(interval: Interval) -> Intervals:
     return (interval,) if interval[0] < interval[1] else ()
 
@@ -42,6 +57,9 @@ class Same:
     def need(self, low: int, high: int) -> Intervals:
         return ((low, high),)
 
+    def relation(self, low: int, high: int) -> Hashable:
+        return None
+
 
 @dataclass(frozen=True)
 class Constant:
@@ -49,6 +67,9 @@ class Constant:
 
     def need(self, low: int, high: int) -> Intervals:
         return ((0, 1),)
+
+    def relation(self, low: int, high: int) -> Hashable:
+        return None
 
 
 @dataclass(frozen=True)
@@ -78,6 +99,11 @@ class Window:
         inside = [tap for window in taps for tap in window if 0 <= tap < self.extent]
         return ((min(inside), max(inside) + 1),) if inside else ()
 
+    def relation(self, low: int, high: int) -> Hashable:
+        """How many pixels of padding are seen, low and high; None where nothing else is."""
+        needed, (start, stop) = self.need(low, high), self.span(low, high)
+        return (needed[0][0] - start, stop - needed[0][1]) if needed else None
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -100,6 +126,14 @@ class Spread:
         last = (high - 1 + self.pad) // self.stride
         return _some(clip((first, last + 1), self.extent))
 
+    def relation(self, low: int, high: int) -> Hashable:
+        """Where the first and the last pixel read lie below the result."""
+        needed = self.need(low, high)
+        if not needed:
+            return None
+        (first, stop), *_ = needed
+        return first * self.stride - self.pad - low, (stop - 1) * self.stride - self.pad - high
+
 
 @dataclass(frozen=True)
 class Strided:
@@ -110,6 +144,9 @@ class Strided:
 
     def need(self, low: int, high: int) -> Intervals:
         return ((self.start + low * self.step, self.start + (high - 1) * self.step + 1),)
+
+    def relation(self, low: int, high: int) -> Hashable:
+        return None
 
 
 @dataclass(frozen=True)
@@ -122,6 +159,11 @@ class Piece:
     def need(self, low: int, high: int) -> Intervals:
         return _some(clip((low - self.start, high - self.start), self.extent))
 
+    def relation(self, low: int, high: int) -> Hashable:
+        """How much of the result comes before this piece and after it."""
+        needed = self.need(low, high)
+        return (needed[0][0] + self.start - low, high - self.start - needed[0][1]) if needed else None
+
 
 @dataclass(frozen=True)
 class Finer:
@@ -132,6 +174,9 @@ class Finer:
     def need(self, low: int, high: int) -> Intervals:
         return ((low // self.factor, -(-high // self.factor)),)
 
+    def relation(self, low: int, high: int) -> Hashable:
+        return low % self.factor
+
 
 @dataclass(frozen=True)
 class Coarser:
@@ -141,6 +186,9 @@ class Coarser:
 
     def need(self, low: int, high: int) -> Intervals:
         return ((low * self.factor, high * self.factor),)
+
+    def relation(self, low: int, high: int) -> Hashable:
+        return None
 
 
 @dataclass(frozen=True)
@@ -157,12 +205,20 @@ class Wrapped:
         first, last = start % self.extent, (stop - 1) % self.extent + 1
         return ((first, last),) if first < last else ((0, last), (first, self.extent))
 
+    def relation(self, low: int, high: int) -> Hashable:
+        return None if self.pad <= low and high - self.pad <= self.extent else (low, high)
+
 
 @dataclass(frozen=True)
 class Looked:
     """Pixel o needs what a function of o says: the hull over an interval of ``sources(low, high)``."""
 
     sources: Callable[[int, int], Interval]
+    #: The relation of an interval to its sources, where that is known; see :func:`relation`.
+    related: Callable[[int, int], Hashable] | None = None
 
     def need(self, low: int, high: int) -> Intervals:
         return _some(self.sources(low, high))
+
+    def relation(self, low: int, high: int) -> Hashable:
+        return (low, high) if self.related is None else self.related(low, high)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 import torch
@@ -36,19 +37,20 @@ def cat(graph: GraphBuilder, call: Call) -> Lowered:
         present = [tensor for tensor in tile.inputs if tensor is not None]
         return torch.cat(present, dim) if len(present) > 1 else present[0]
 
-    return graph.local(call, Rule(tuple(reads), compute, axes, fresh=dim not in axes and len(parts) > 1))
+    fresh = dim not in axes and len(parts) > 1
+    return graph.local(call, Rule(tuple(reads), compute, axes, shift_invariant=True, fresh=fresh))
 
 
 def _cat_with_globals(graph: GraphBuilder, call: Call, parts: list[Value], axes: tuple[int, ...], dim: int) -> Lowered:
     """Concatenation along channels where some parts are global (coordinates, a broadcast descriptor)."""
+    from .pointwise import cut_to, spans
+
     if dim in axes or any(part.spatial and part.axes != axes for part in parts):
         return None
     reads = tuple(same_everywhere(part) for part in parts if part.spatial)
     extents = [call.shape[axis] for axis in axes]
 
     def compute(tile: Tile) -> Tensor:
-        from .pointwise import cut_to
-
         given = iter(tile.inputs)
         pieces = [
             next(given) if part.spatial else cut_to(tile.get(part), tile, axes, extents, len(call.shape))
@@ -57,7 +59,8 @@ def _cat_with_globals(graph: GraphBuilder, call: Call, parts: list[Value], axes:
         return torch.cat(pieces, dim)  # type: ignore[arg-type]
 
     side = tuple(part for part in parts if not part.spatial)
-    return graph.local(call, Rule(reads, compute, axes, side))
+    invariant = not any(spans(part, axes, extents, len(call.shape)) for part in side)
+    return graph.local(call, Rule(reads, compute, axes, side, shift_invariant=invariant))
 
 
 @lowers(aten.stack)
@@ -71,7 +74,8 @@ def stack(graph: GraphBuilder, call: Call) -> Lowered:
     def compute(tile: Tile) -> Tensor:
         return torch.stack(list(tile.inputs), dim)  # type: ignore[arg-type]
 
-    return graph.local(call, Rule(tuple(same_everywhere(part) for part in parts), compute, axes))
+    reads = tuple(same_everywhere(part) for part in parts)
+    return graph.local(call, Rule(reads, compute, axes, shift_invariant=True))
 
 
 def _moved(graph: GraphBuilder, call: Call, order: list[int]) -> Lowered:
@@ -83,7 +87,7 @@ def _moved(graph: GraphBuilder, call: Call, order: list[int]) -> Lowered:
         assert tile.inputs[0] is not None
         return tile.inputs[0].permute(order)
 
-    return graph.local(call, Rule((same_everywhere(x),), compute, axes, work=0))
+    return graph.local(call, Rule((same_everywhere(x),), compute, axes, work=0, shift_invariant=True))
 
 
 @lowers(aten.permute)
@@ -159,7 +163,7 @@ def reshape(graph: GraphBuilder, call: Call) -> Lowered:
         assert tile.inputs[0] is not None
         return tile.inputs[0].reshape(_with_sizes(shape, axes, tile))
 
-    return graph.local(call, Rule((same_everywhere(x),), compute, axes, work=0))
+    return graph.local(call, Rule((same_everywhere(x),), compute, axes, work=0, shift_invariant=True))
 
 
 def _with_sizes(shape: list[int], axes: tuple[int, ...], tile: Tile) -> list[int]:
@@ -202,7 +206,7 @@ def expand(graph: GraphBuilder, call: Call) -> Lowered:
         assert tile.inputs[0] is not None
         return tile.inputs[0].expand(_with_sizes(shape, axes, tile))
 
-    return graph.local(call, Rule((same_everywhere(x),), compute, axes, work=0))
+    return graph.local(call, Rule((same_everywhere(x),), compute, axes, work=0, shift_invariant=True))
 
 
 @lowers(aten.repeat)
@@ -218,7 +222,7 @@ def repeat(graph: GraphBuilder, call: Call) -> Lowered:
         assert tile.inputs[0] is not None
         return tile.inputs[0].repeat(times)
 
-    return graph.local(call, Rule((same_everywhere(x),), compute, axes, work=0))
+    return graph.local(call, Rule((same_everywhere(x),), compute, axes, work=0, shift_invariant=True))
 
 
 def sliced(graph: GraphBuilder, call: Call, x: Value, dim: int, start: int, stop: int, step: int = 1) -> Value:
@@ -236,7 +240,8 @@ def sliced(graph: GraphBuilder, call: Call, x: Value, dim: int, start: int, stop
 
     shape = list(x.shape)
     shape[dim] = -(-(stop - start) // step)
-    return graph.local(call, Rule((Read(x, tuple(maps)),), compute, axes, work=0), shape=tuple(shape))
+    rule = Rule((Read(x, tuple(maps)),), compute, axes, work=0, shift_invariant=True)
+    return graph.local(call, rule, shape=tuple(shape))
 
 
 @lowers(aten.slice, aten.narrow)
@@ -263,7 +268,7 @@ def select(graph: GraphBuilder, call: Call) -> Lowered:
         assert tile.inputs[0] is not None
         return tile.inputs[0].select(dim, index)
 
-    return graph.local(call, Rule((same_everywhere(x),), compute, axes, work=0))
+    return graph.local(call, Rule((same_everywhere(x),), compute, axes, work=0, shift_invariant=True))
 
 
 @lowers(aten.split, aten.chunk, aten.split_with_sizes)
@@ -294,7 +299,7 @@ def unbind(graph: GraphBuilder, call: Call) -> Lowered:
             assert tile.inputs[0] is not None
             return tile.inputs[0].select(dim, index)
 
-        return graph.local(call, Rule((same_everywhere(x),), compute, axes), shape=shape)
+        return graph.local(call, Rule((same_everywhere(x),), compute, axes, shift_invariant=True), shape=shape)
 
     return tuple(taken(index) for index in range(x.shape[dim]))
 
@@ -344,7 +349,7 @@ def _pad_constant(
         pairs = others | dict(zip(axes, missing(tile, windows), strict=True))
         return pad_by(tensor, [pairs.get(dim, (0, 0)) for dim in range(rank)], fill)
 
-    return graph.local(call, Rule((Read(x, windows),), compute, axes))
+    return graph.local(call, Rule((Read(x, windows),), compute, axes, shift_invariant=True))
 
 
 def _pad_indexed(graph: GraphBuilder, call: Call, x: Value, by_dim: dict[int, tuple[int, int]], mode: str) -> Lowered:
@@ -360,7 +365,13 @@ def _pad_indexed(graph: GraphBuilder, call: Call, x: Value, by_dim: dict[int, tu
             pixels = _sources(mode, extent, first - low, last - low)
             return min(pixels), max(pixels) + 1
 
-        return Looked(hull)
+        def related(first: int, last: int) -> Hashable:
+            if low <= first and last - low <= extent:
+                return None
+            pixels = _sources(mode, extent, first - low, last - low)
+            return tuple(pixel - min(pixels) for pixel in pixels)
+
+        return Looked(hull, related)
 
     maps = tuple(map_of(extent, low) for extent, low in zip(x.extents, lows, strict=True))
 
@@ -378,4 +389,4 @@ def _pad_indexed(graph: GraphBuilder, call: Call, x: Value, by_dim: dict[int, tu
                 tensor = tensor.index_select(axis, index)
         return tensor
 
-    return graph.local(call, Rule((Read(x, maps),), compute, axes))
+    return graph.local(call, Rule((Read(x, maps),), compute, axes, shift_invariant=True))

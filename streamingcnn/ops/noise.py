@@ -83,7 +83,8 @@ def dropout(graph: GraphBuilder, call: Call) -> Lowered:
     (x,) = call.spatial
     p, training = float(call["p"]), call["train"]
     if not training or p == 0.0:
-        same = graph.local(call, Rule((same_everywhere(x),), lambda tile: tile.inputs[0], x.axes or ()))  # type: ignore[arg-type,return-value]
+        rule = Rule((same_everywhere(x),), lambda tile: tile.inputs[0], x.axes or (), shift_invariant=True)  # type: ignore[arg-type,return-value]
+        same = graph.local(call, rule)
         return (same, None) if several else same
     number, seed = graph.next_noise()
     axes = x.axes or ()

@@ -61,7 +61,8 @@ def affine(graph: GraphBuilder, call: Call, x: Value, scale: Value, shift: Value
         scaled: Tensor = tensor * factor + offset
         return scaled.to(tensor.dtype)
 
-    rule = Rule((Read(x, (Same(),) * len(x.extents)),), compute, x.axes or (), (scale, shift), work=60, fresh=True)
+    reads = (Read(x, (Same(),) * len(x.extents)),)
+    rule = Rule(reads, compute, x.axes or (), (scale, shift), work=60, shift_invariant=True, fresh=True)
     return graph.local(call, rule, shape=x.shape)
 
 
@@ -135,7 +136,8 @@ def batch_norm(graph: GraphBuilder, call: Call) -> Lowered:
     side = tuple(p for p in parameters if isinstance(p, Value))
     constants = Affine(mean, variance, weight, bias, call["eps"])
     reads = (Read(x, (Same(),) * len(x.extents)),)
-    result = graph.local(call, Rule(reads, compute, x.axes or (), side, work=30, fresh=True, affine=constants))
+    rule = Rule(reads, compute, x.axes or (), side, work=30, shift_invariant=True, fresh=True, affine=constants)
+    result = graph.local(call, rule)
     return (result, None, None, graph.ignored, graph.ignored) if several else result
 
 

@@ -87,6 +87,8 @@ def apply_in_place(graph: GraphBuilder, call: Call, keep_whole: tuple[str, ...] 
 
     places = {call.arguments[argument]: argument for argument in reversed(_may_overwrite(call))}
     side = tuple(value for value in values_in(tuple(call.arguments.values())) if not value.spatial)
+    # An operand that is cut to the tile's box (coordinates, say) gives each place pixels of its own.
+    invariant = not any(spans(value, axes, extents, rank) for value in side)
     return graph.local(
         call,
         Rule(
@@ -94,6 +96,7 @@ def apply_in_place(graph: GraphBuilder, call: Call, keep_whole: tuple[str, ...] 
             compute,
             axes,
             side,
+            shift_invariant=invariant,
             fresh=target in FRESH,
             over=tuple(over(places[read.value]) if read.value in places else None for read in reads),
         ),
@@ -127,6 +130,14 @@ def _may_overwrite(call: Call) -> list[str]:
     else:
         names = []  # below zero the sign of the result does not tell that of the input
     return [name for name in names if isinstance(call[name], Value) and call[name].spatial]
+
+
+def spans(value: Value, axes: tuple[int, ...], extents: list[int], rank: int) -> bool:
+    """Whether a global operand has spatial extent, so that :func:`cut_to` cuts it."""
+    offset = rank - len(value.shape)
+    return any(
+        axis >= offset and value.shape[axis - offset] == extent != 1 for axis, extent in zip(axes, extents, strict=True)
+    )
 
 
 def cut_to(tensor: Tensor, tile: Tile, axes: tuple[int, ...], extents: list[int], rank: int) -> Tensor:
@@ -196,7 +207,7 @@ def across_channels(graph: GraphBuilder, call: Call) -> Lowered:
         result: Tensor = target(**given)
         return result
 
-    return graph.local(call, Rule((Read(x, (Same(),) * len(axes)),), compute, axes, side))
+    return graph.local(call, Rule((Read(x, (Same(),) * len(axes)),), compute, axes, side, shift_invariant=True))
 
 
 @lowers(aten.linear)
@@ -211,7 +222,8 @@ def linear(graph: GraphBuilder, call: Call) -> Lowered:
         return result
 
     side = tuple(v for v in arguments[1:] if isinstance(v, Value))
-    rule = Rule((Read(x, (Same(),) * len(x.axes)),), compute, x.axes, side, work=x.shape[-1], cheap=False)
+    reads = (Read(x, (Same(),) * len(x.axes)),)
+    rule = Rule(reads, compute, x.axes, side, work=x.shape[-1], cheap=False, shift_invariant=True)
     return graph.local(call, rule)
 
 
@@ -229,4 +241,5 @@ def layer_norm(graph: GraphBuilder, call: Call) -> Lowered:
         result: Tensor = target(**given)
         return result
 
-    return graph.local(call, Rule((Read(x, (Same(),) * len(x.axes or ())),), compute, x.axes or (), side))
+    reads = (Read(x, (Same(),) * len(x.axes or ())),)
+    return graph.local(call, Rule(reads, compute, x.axes or (), side, shift_invariant=True))

@@ -46,6 +46,19 @@ class Reduction(Protocol):
         ...
 
 
+def repeated(reduction: Reduction, state: State, times: int) -> State:
+    """The state of so many tiles of one state: the tile's state merged with itself, doubling."""
+    total: State | None = None
+    while times:
+        if times % 2:
+            total = state if total is None else reduction.merge(total, state)
+        times //= 2
+        if times:
+            state = reduction.merge(state, state)
+    assert total is not None
+    return total
+
+
 @dataclass(frozen=True, eq=False)
 class Sum:
     """A sum (or, with ``count``, a mean) over dimensions that include every spatial one.

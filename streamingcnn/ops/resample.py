@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import partial
 from math import prod
 from typing import Any
@@ -62,6 +62,7 @@ def transposed_convolution(graph: GraphBuilder, call: Call) -> Lowered:
             globals_of(weight, bias),
             work=weight.shape[0] / groups * prod(kernel) / prod(stride),
             cheap=False,
+            shift_invariant=True,
             linear=Linear(weight, bias, spread_factor, rule_of),
         )
 
@@ -151,6 +152,12 @@ class Sampling:
         taps = [tap for pixel in (low, high - 1) for tap in self.taps(pixel, pixel + 1)[0]]
         return int(min(map(int, taps))), int(max(map(int, taps))) + 1
 
+    def related(self, low: int, high: int) -> Hashable:
+        """Where the taps lie from the first pixel read, and their weights: all that :func:`_resample` works with."""
+        taps, weights = self.taps(low, high)
+        first = self.sources(low, high)[0]
+        return (*((tap - first).numpy().tobytes() for tap in taps), *(w.numpy().tobytes() for w in weights))
+
 
 def cubic_weights(t: Tensor) -> list[Tensor]:
     """The four weights of cubic convolution with a = -0.75 (Keys 1981, the constant torch uses)."""
@@ -187,7 +194,9 @@ def _interpolation(mode: str) -> Callable[[GraphBuilder, Call], Lowered]:
             Sampling(mode, e, r, s, align, x.dtype) for e, r, s in zip(x.extents, result, _scales(call, x), strict=True)
         ]
         maps: tuple[AxisMap, ...] = tuple(
-            Same() if a.extent == a.result and a.mode != "cubic" and float(a.ratio) == 1.0 else Looked(a.sources)
+            Same()
+            if a.extent == a.result and a.mode != "cubic" and float(a.ratio) == 1.0
+            else Looked(a.sources, a.related)
             for a in axes
         )
 
@@ -204,7 +213,8 @@ def _interpolation(mode: str) -> Callable[[GraphBuilder, Call], Lowered]:
             return tensor.to(dtype)
 
         work = {"nearest": 50.0, "nearest-exact": 50.0, "linear": 200.0, "cubic": 400.0}[mode]
-        return graph.local(call, Rule((Read(x, maps),), compute, x.axes or (), work=work, cheap=False))
+        rule = Rule((Read(x, maps),), compute, x.axes or (), work=work, cheap=False, shift_invariant=True)
+        return graph.local(call, rule)
 
     return lowering
 
@@ -242,7 +252,7 @@ def _shuffled(call: Call, factor_map: Callable[[int], AxisMap], factor: int) -> 
                 result = result.narrow(dim, low - region[0][0] * factor, high - low)
         return result
 
-    return Rule((Read(x, (factor_map(factor),) * 2),), compute, x.axes or ())
+    return Rule((Read(x, (factor_map(factor),) * 2),), compute, x.axes or (), shift_invariant=True)
 
 
 @lowers(aten.pixel_shuffle)

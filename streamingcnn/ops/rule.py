@@ -48,6 +48,13 @@ class Value:
     def spatial(self) -> bool:
         return self.axes is not None
 
+    def shape_at(self, box: Box) -> tuple[int, ...]:
+        """The shape of the tensor of one box."""
+        shape = list(self.shape)
+        for dim, (low, high) in zip(self.axes or (), box, strict=True):
+            shape[dim] = high - low
+        return tuple(shape)
+
     def __repr__(self) -> str:
         return self.name
 
@@ -203,6 +210,10 @@ class Rule:
     #: What :mod:`streamingcnn.fold` needs to know of a convolution, and of the normalisation after it.
     linear: Linear | None = None
     affine: Affine | None = None
+    #: Whether a box's result is the same wherever the box lies, given equal pixels and an equal ``relation`` of each
+    #: axis (:func:`~streamingcnn.ops.axes.relation`). Tiles that read equal pixels are then run once. What looks at
+    #: coordinates (``tile.box``) in another way, as dropout's hash does, must leave it False.
+    shift_invariant: bool = False
 
 
 def same_everywhere(value: Value) -> Read:

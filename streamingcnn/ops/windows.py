@@ -110,6 +110,7 @@ def convolution(graph: GraphBuilder, call: Call) -> Lowered:
             cheap=False,
             slowness=None if (even and count == 3) or not slow else partial(_slowness, x),
             ghost=ghost,
+            shift_invariant=True,
             fresh=True,
             linear=Linear(weight, bias, lambda factor: factor.view(-1, *(1,) * (count + 1)), rule_of),
         )
@@ -242,7 +243,7 @@ def max_pool(graph: GraphBuilder, call: Call) -> Lowered:
         return pool(pad_by(tensor, rest, -torch.inf), kernel, stride, common, dilation)
 
     work = POOL_WORK * prod(kernel)
-    return graph.local(call, Rule((Read(x, windows),), compute, x.axes, work=work, cheap=False))
+    return graph.local(call, Rule((Read(x, windows),), compute, x.axes, work=work, cheap=False, shift_invariant=True))
 
 
 @lowers(aten.max_pool1d_with_indices, aten.max_pool2d_with_indices, aten.max_pool3d_with_indices)
@@ -295,4 +296,4 @@ def avg_pool(graph: GraphBuilder, call: Call) -> Lowered:
         return result
 
     work = POOL_WORK * prod(kernel)
-    return graph.local(call, Rule((Read(x, windows),), compute, x.axes, work=work, cheap=False))
+    return graph.local(call, Rule((Read(x, windows),), compute, x.axes, work=work, cheap=False, shift_invariant=True))

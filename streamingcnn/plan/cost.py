@@ -56,10 +56,13 @@ def box_work(node: Local, box: Box) -> float:
     return arithmetic(node, box) * float(rule.slowness(lengths))
 
 
-def stage_work(stage: Stage, of: Callable[[Local, Box], float] = box_work) -> float:
-    """The multiply-adds of all tiles of a stage, halo counted; by default weighted by how slow boxes are."""
+def stage_work(stage: Stage, of: Callable[[Local, Box], float] = box_work, runs: int | None = None) -> float:
+    """The multiply-adds of all tiles of a stage, halo counted; by default weighted by how slow boxes are.
+
+    ``runs`` says how many tiles run, where that is fewer (:meth:`~streamingcnn.signature.Sharing.count`).
+    """
     share = volume(full(stage.target.extents)) / max(1, volume(typical_box(stage)))
-    return tile_work(stage, of) * share
+    return tile_work(stage, of) * share * (1.0 if runs is None else runs / stage.tiles)
 
 
 def tile_bytes(stage: Stage) -> int:

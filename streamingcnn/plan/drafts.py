@@ -14,9 +14,11 @@ from dataclasses import dataclass, field, replace
 from ..graph import Given, Graph, Plain, Reduced
 from ..ops.rule import Value
 from ..runner import requiring
-from .choose import candidates, feeding_statistics, tile_of
+from ..signature import NOTHING, Content, share
+from .align import align, power_of_two
+from .choose import candidates, choose_tiles, feeding_statistics, tile_of
 from .cost import map_bytes
-from .options import Option, Piece
+from .options import Option, Piece, candidate_tiles
 from .peak import plain_bytes
 from .stages import Globals, Stage, build_steps, must_store, stage_of
 from .times import Times
@@ -89,6 +91,7 @@ class Workshop:
         times: the constants of the device.
         image_tile: pixels of the image that every tile covers; None considers many.
         outside: the nodes whose maps would not live on the device.
+        content: what is known of the images: constant parts need fewer tiles, and fewer pages of maps.
     """
 
     def __init__(
@@ -97,8 +100,9 @@ class Workshop:
         times: Times,
         image_tile: Sequence[int] | None = None,
         outside: frozenset[str] = frozenset(),
+        content: Content = NOTHING,
     ) -> None:
-        self.graph, self.times, self.image_tile = graph, times, image_tile
+        self.graph, self.times, self.image_tile, self.content = graph, times, image_tile, content
         self.fixed = frozenset(must_store(graph))
         optional = (candidates(graph) | feeding_statistics(graph)) - self.fixed
         self.optional = tuple(name for name in graph.locals if name in optional)
@@ -116,9 +120,13 @@ class Workshop:
         self.inputs = frozenset(v.name for v in graph.inputs.values() if v.spatial)
         self.held_always = self.fixed | whole | self.inputs
         self.outputs = {v.name for v in graph.outputs if isinstance(v, Value)}
+        #: The share of its tiles that run, by node; a map with shared pages has about that share of its bytes.
+        self.running = self._running(steps) if content.constants else {}
         #: What a stored map takes of the device, and its gradient as much again.
         self.bytes_of = {
-            n: 0 if n in outside else map_bytes(node.value) for n, node in graph.nodes.items() if node.value.spatial
+            n: 0 if n in outside - self.running.keys() else int(map_bytes(node.value) * self.running.get(n, 1.0))
+            for n, node in graph.nodes.items()
+            if node.value.spatial
         }
         self.gradients = {
             n: map_bytes(node.value)
@@ -128,6 +136,13 @@ class Workshop:
         self.needs = requiring(graph, set(graph.trained))
         self._sides: dict[Piece, Sides] = {}
         self._pieces: dict[str, list[Piece]] = {}
+
+    def _running(self, steps: Sequence[Stage | Globals]) -> dict[str, float]:
+        """What runs of each stage where every map is stored; fewer maps let a little more of a constant part run."""
+        choose_tiles(self.graph, [step for step in steps if isinstance(step, Stage)], self.image_tile)
+        steps = align(steps, self.image_tile is not None)
+        sharing = share(steps, self.graph.image, self.content)
+        return {stage.name: sharing.count(stage) / stage.tiles for stage in sharing.runs}
 
     # ------------------------------------------------------------------ stages of a draft
 
@@ -149,9 +164,13 @@ class Workshop:
             self.times,
             self.inputs,
             name in self.needs,
+            self.running.get(name, 1.0),
         )
         if self.image_tile is not None:
             piece.tiles = [tile_of(self.graph, target, self.image_tile)]
+        elif self.content.constants:
+            sizes = candidate_tiles(target.extents)
+            piece.tiles = list(dict.fromkeys(power_of_two(tile, target.extents) for tile in sizes))
         known.append(piece)
         return piece
 

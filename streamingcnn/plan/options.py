@@ -23,6 +23,7 @@ from ..boxes import Interval, merge
 from ..graph import Graph, Local, Reduced
 from ..ops.rule import Value
 from ..runner import requiring
+from ..signature import Sharing
 from .reuse import overwriting
 from .stages import Stage
 from .times import Array, Times, kind_of, units_of
@@ -49,7 +50,7 @@ class Option:
 
     Attributes:
         tile: pixels of the target per axis.
-        tiles: how many there are.
+        tiles: how many run.
         forward, again, backward: seconds of all tiles: without autograd; once more for the gradient; the gradient.
         running: bytes at the height of a tile's forward.
         saved: bytes that autograd keeps of one tile.
@@ -93,6 +94,7 @@ class Piece:
         times: the constants of the device.
         image: values without a gradient.
         trains: whether anything needs a gradient; without, there is no backward.
+        running: the share of its tiles that run; less than 1 where an image has constant parts.
     """
 
     def __init__(
@@ -105,10 +107,11 @@ class Piece:
         times: Times,
         image: frozenset[str],
         trains: bool = True,
+        running: float = 1.0,
     ) -> None:
         self.target, self.nodes, self.frontier = target, nodes, frontier
         self.reductions, self.stored, self.times, self.image = reductions, stored, times, image
-        self.trains = trains
+        self.trains, self.running = trains, running
         self.values = (*frontier, *(node.value for node in nodes))
         self._at = {value.name: k for k, value in enumerate(self.values)}
         self._lines: dict[int, tuple[Array, Array, Array, Array]] = {}
@@ -305,6 +308,8 @@ class Piece:
         running, saved, working = self._bytes(typical, counts)
         if not self.trains:
             last, backward, saved, working = forward, 0 * backward, 0 * saved, running
+        counts = np.ceil(counts * self.running)
+        forward, last, backward = (seconds * self.running for seconds in (forward, last, backward))
         columns = (counts, forward, forward - last, backward, running, saved, working)
         return [
             Option(tile, int(n), float(f), float(a), float(b), int(r), int(s), int(w))
@@ -426,8 +431,8 @@ _BEHIND: dict[int, tuple[tuple[int | None, ...], ...]] = {
 }  # fmt: skip
 
 
-def seconds_of(graph: Graph, stages: Iterable[Stage], times: Times) -> float:
-    """The seconds of a step that runs these stages as they are."""
+def seconds_of(graph: Graph, stages: Iterable[Stage], times: Times, sharing: Sharing | None = None) -> float:
+    """The seconds of a step that runs these stages as they are; of shared tiles those that run."""
     inputs = frozenset(value.name for value in graph.inputs.values() if value.spatial)
     needs = requiring(graph, set(graph.trained))
     total = 0.0
@@ -443,7 +448,8 @@ def seconds_of(graph: Graph, stages: Iterable[Stage], times: Times) -> float:
             stage.name in needs,
         )
         (option,) = piece.at([stage.tile])
-        total += option.keep if stage.way == "keep" else option.recompute
+        share = 1.0 if sharing is None else sharing.count(stage) / stage.tiles
+        total += share * (option.keep if stage.way == "keep" else option.recompute)
     return total
 
 

@@ -16,15 +16,16 @@ from ..graph import Given, Graph
 from ..memory import LiveBytes
 from ..ops.rule import Value
 from ..sides import Sides
+from ..signature import Sharing
 from ..tile import run_tile
 from .cost import map_bytes, typical_box
 from .rehearsal import Moment, rehearse
 from .stages import Globals, Stage
 
 
-def exact_peak(graph: Graph, steps: list[Stage | Globals]) -> Moment:
+def exact_peak(graph: Graph, steps: list[Stage | Globals], sharing: Sharing | None = None) -> Moment:
     """The highest moment of a step, by rehearsal: never below what a real step takes, and within 2 % of it."""
-    return rehearse(graph, steps)
+    return rehearse(graph, steps, sharing)
 
 
 def plain_bytes(step: Globals) -> int:
@@ -69,7 +70,7 @@ def measure_tile(stage: Stage, box: Box) -> tuple[int, int, int]:
     env = {value.name: meta(value, value.shape, trained(value)) for value in stage.side}
     sides = Sides(stage, env, {value.name for value in stage.side if trained(value)})
     reads = [
-        (value, part, meta(value, _box_shape(value, part), value is not stage.graph.image))
+        (value, part, meta(value, value.shape_at(part), value is not stage.graph.image))
         for value, part in program.reads
     ]
 
@@ -92,13 +93,6 @@ def measure_tile(stage: Stage, box: Box) -> tuple[int, int, int]:
             given = torch.autograd.grad(tile, (*leaves, *sides.leaves), torch.empty_like(tile), allow_unused=True)
             del given
     return forward, saved, live.peak
-
-
-def _box_shape(value: Value, box: Box) -> tuple[int, ...]:
-    shape = list(value.shape)
-    for dim, (low, high) in zip(value.axes or (), box, strict=True):
-        shape[dim] = high - low
-    return tuple(shape)
 
 
 def elements_bytes(stage: Stage) -> int:

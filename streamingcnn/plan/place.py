@@ -20,6 +20,7 @@ from collections.abc import Iterable, Sequence
 
 from ..graph import Graph, Plain
 from ..ops.rule import Value
+from ..signature import NOTHING, Content, Sharing, share
 from .cost import elements, map_bytes, typical_box
 from .options import seconds_of
 from .peak import exact_peak
@@ -69,23 +70,28 @@ def transfer_bytes(stage: Stage, steps: Iterable[Stage | Globals]) -> float:
     return moved
 
 
-def step_seconds(graph: Graph, steps: Sequence[Stage | Globals], times: Times) -> float:
+def step_seconds(graph: Graph, steps: Sequence[Stage | Globals], times: Times, sharing: Sharing | None = None) -> float:
     """The seconds of a training step where nothing overlaps: computing, and moving maps that are not on the device."""
     stages = [step for step in steps if isinstance(step, Stage)]
-    moving = sum(transfer_bytes(s, steps) / BANDWIDTH[s.place] for s in stages if s.place != "device")
-    return seconds_of(graph, stages, times) + moving
+    paged = sharing.tables if sharing else {}
+    outside = [s for s in stages if s.place != "device" and s.name not in paged]
+    moving = sum(transfer_bytes(s, steps) / BANDWIDTH[s.place] for s in outside)
+    return seconds_of(graph, stages, times, sharing) + moving
 
 
-def fastest(graph: Graph, plans: Iterable[Steps], times: Times) -> Steps:
+def fastest(graph: Graph, plans: Sequence[Steps], times: Times, content: Content = NOTHING) -> Steps:
     """The plan that takes the least time; the first of equals."""
-    return min(plans, key=lambda steps: step_seconds(graph, steps, times))
+    if len(plans) == 1:
+        return plans[0]
+    return min(plans, key=lambda steps: step_seconds(graph, steps, times, share(steps, graph.image, content)))
 
 
-def bring_home(graph: Graph, steps: Steps, budget: int) -> Steps:
+def bring_home(graph: Graph, steps: Steps, budget: int, content: Content = NOTHING) -> Steps:
     """Of a plan whose maps are all outside, put back on the device what fits, the most moved bytes first."""
+    sharing = share(steps, graph.image, content)
     outside = [step for step in steps if isinstance(step, Stage) and step.place != "device"]
     for stage in sorted(outside, key=lambda s: transfer_bytes(s, steps) / max(1, map_bytes(s.target)), reverse=True):
         where, stage.place = stage.place, "device"
-        if exact_peak(graph, steps).bytes > budget:
+        if exact_peak(graph, steps, sharing).bytes > budget:
             stage.place = where
     return steps

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..graph import Graph, Local
 from ..ops.rule import Value
+from ..signature import NOTHING, Content, Sharing
+from .align import align
 from .choose import choose_stored, choose_tiles
 from .peak import exact_peak
 from .place import bring_home, fastest, place_maps, step_seconds
@@ -39,11 +41,13 @@ class Plan:
         graph: the captured network.
         steps: its stages, and the global parts between them, in the order of the forward.
         budget: the bytes that it was made for, or None.
+        sharing: which of its tiles run, for an image with constant parts (:mod:`streamingcnn.signature`).
     """
 
     graph: Graph
     steps: tuple[Stage | Globals, ...]
     budget: int | None = None
+    sharing: Sharing = field(default_factory=Sharing)
 
     @cached_property
     def stages(self) -> tuple[Stage, ...]:
@@ -56,18 +60,23 @@ class Plan:
         return sum(stage.tiles for stage in self.stages)
 
     @cached_property
+    def tiles_run(self) -> int:
+        """How many of them run: fewer where the image has constant parts."""
+        return self.sharing.statistics(self.steps).run
+
+    @cached_property
     def peak_bytes(self) -> int:
         """The height of a step in bytes: all tensors that it makes, gradients too, beside parameters and inputs.
 
         Never below what a step on the CPU takes, and within 2 % of it. Where autograd was off when the plan was
         made, it is the height of a forward alone.
         """
-        return exact_peak(self.graph, list(self.steps)).bytes
+        return exact_peak(self.graph, list(self.steps), self.sharing).bytes
 
     @cached_property
     def seconds(self) -> float:
         """The predicted seconds of a training step, by the constants of its device (:mod:`streamingcnn.plan.times`)."""
-        return step_seconds(self.graph, self.steps, times_of(self.graph.device))
+        return step_seconds(self.graph, self.steps, times_of(self.graph.device), self.sharing)
 
     @cached_property
     def receptive_field(self) -> tuple[int, ...]:
@@ -162,6 +171,7 @@ def make_plan(
     keep: Sequence[str] = (),
     memory: int | None = None,
     where: str = "device",
+    content: Content = NOTHING,
 ) -> Plan:
     """Plan a network.
 
@@ -172,10 +182,17 @@ def make_plan(
         keep: layers (or node names) whose stages keep their autograd graphs.
         memory: the bytes that a training step may take; stored nodes, tiles and ways are then searched for.
         where: the place of the stored maps: device, host or disk; auto puts maps on the host where that is faster.
+        content: what is known of the images. Where parts of them are constant, tiles lie on a common grid; within a
+            budget what a source has of them counts for what runs and is held, and what a tensor has does not: the
+            next one has others.
     """
     image_tile = None if tile is None else tile_sizes(graph, tile)
     if memory is not None:
-        return Plan(graph, tuple(_searched(graph, memory, image_tile, where)), memory)
+        steps = _searched(graph, memory, image_tile, where, content if content.sources else NOTHING)
+        if content.constants and not content.sources:
+            aligned = align(steps, image_tile is not None)
+            steps = aligned if exact_peak(graph, aligned).bytes <= memory else steps
+        return Plan(graph, tuple(steps), memory)
     names = choose_stored(graph, image_tile) if stored is None else {resolve(graph, name) for name in stored}
     steps = build_steps(graph, names)
     kept = {resolve(graph, name) for name in keep}
@@ -184,20 +201,22 @@ def make_plan(
             step.way = "keep" if step.name in kept else "recompute"
     choose_tiles(graph, [step for step in steps if isinstance(step, Stage)], image_tile)
     place_maps(graph, steps, "device" if where == "auto" else where)
-    return Plan(graph, tuple(steps))
+    return Plan(graph, tuple(align(steps, image_tile is not None) if content.constants else steps))
 
 
-def _searched(graph: Graph, memory: int, image_tile: Sequence[int] | None, where: str) -> Steps:
+def _searched(graph: Graph, memory: int, image_tile: Sequence[int] | None, where: str, content: Content) -> Steps:
     """The fastest plan within a budget; "auto" weighs the device alone against the device and the host."""
     times, plans, smallest = times_of(graph.device), list[Steps](), list[BudgetError]()
     for place in ("device", "host") if where == "auto" else (where,):
         try:
-            plans.append(search(graph, memory, times, image_tile, place))
+            plans.append(search(graph, memory, times, image_tile, place, content))
         except BudgetError as error:
             smallest.append(error)
     if not plans:
         raise min(smallest, key=lambda error: error.smallest)
-    return fastest(graph, [bring_home(graph, steps, memory) if where == "auto" else steps for steps in plans], times)
+    if where == "auto":
+        plans = [bring_home(graph, steps, memory, content) for steps in plans]
+    return fastest(graph, plans, times, content)
 
 
 def resolve(graph: Graph, name: str) -> str:

@@ -17,13 +17,17 @@ A step of 10,000 tiles needs no 10,000 rehearsals, since most of its tiles are a
 Two tiles whose intervals are of the same kind along each axis are the same computation at another place. One of each
 kind runs, and a second one where the first found no map to add to yet. Where all graphs of a stage are kept, the
 tiles that were skipped are stood for by one tensor of their bytes.
+
+The pages of a paged map come and go tile by tile. So where a stage writes or reads one, every tile that would run is
+visited; but after two of a kind the others are not computed: they have the pages that they would write and add to, and
+the height of the last one that ran is taken for theirs.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
@@ -33,12 +37,16 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from ..boxes import Box, Interval, merge, split
+from ..boxes import Box, Interval, full, merge, split
 from ..graph import Given, Graph
+from ..maps import Gradients, Map
 from ..memory import LiveBytes, allocated, storages
 from ..ops.rule import Value
+from ..pages import Table
 from ..places import Nowhere, Place
-from ..runner import Runner, requiring
+from ..runner import Pull, Record, Runner, RunTile, requiring
+from ..sides import Sides
+from ..signature import Sharing
 from ..stream import Job, StreamFunction
 from .stages import Globals, Stage
 
@@ -79,11 +87,13 @@ class Representative:
     skipped: Counter[Kinds] = field(default_factory=Counter)
 
 
-def rehearse(graph: Graph, steps: list[Stage | Globals]) -> Moment:
+def rehearse(graph: Graph, steps: list[Stage | Globals], sharing: Sharing | None = None) -> Moment:
     """The highest moment of a step: forward and backward, or forward alone where nothing needs a gradient.
 
-    Which gradients are wanted was seen at capture (``graph.trained``).
+    Which gradients are wanted was seen at capture (``graph.trained``). ``sharing`` says which tiles run and which pages
+    maps have, and which inputs are read from a source; None: all tiles, and none.
     """
+    sharing = Sharing() if sharing is None else sharing
     tensors: dict[Value, Tensor] = {}
     fixed: dict[str, Any] = {}
     changed = {name for name, _ in graph.mutations}
@@ -91,11 +101,13 @@ def rehearse(graph: Graph, steps: list[Stage | Globals]) -> Moment:
         if isinstance(node, Given):
             if node.source == "seed":
                 fixed[node.value.name] = 0
+            elif node.value.name in sharing.sources:
+                fixed[node.value.name] = _Unread(node.value)
             elif node.source == "constant" or node.key in changed:
                 fixed[node.value.name] = _without_numbers(graph, node)
             else:
                 tensors[node.value] = _without_numbers(graph, node)
-    runner = _RehearsedRunner(graph, steps, requiring(graph, set(graph.trained)), "cpu")
+    runner = _RehearsedRunner(graph, steps, requiring(graph, set(graph.trained)), sharing)
     try:
         runner.rehearse(tensors, fixed)
     except Exception as error:
@@ -189,12 +201,54 @@ def _metadata(argument: Any) -> Any:
     return type(argument), argument
 
 
+class _Unread:
+    """An input that is read from a source: each box of it takes bytes of its own."""
+
+    device = torch.device("meta")
+
+    def __init__(self, value: Value) -> None:
+        self.value = value
+
+    def read(self, box: Box) -> Tensor:
+        return torch.empty(self.value.shape_at(box), dtype=self.value.dtype, device=self.device)
+
+    @property
+    def tensor(self) -> Tensor:
+        return self.read(full(self.value.extents))
+
+
+class _Rehearsed(Sharing):
+    """The same maps and pages, and the tiles that a rehearsal looks at."""
+
+    def __init__(self, sharing: Sharing, tiles: Callable[[Stage], Iterator[tuple[Box, int]]]) -> None:
+        super().__init__(sharing.tables, sharing.runs, sharing.sources)
+        self._tiles = tiles
+
+    def tiles(self, stage: Stage) -> Iterator[tuple[Box, int]]:
+        return self._tiles(stage)
+
+
+@dataclass
+class _StandIn(RunTile):
+    """A tile that was not run: its result has no numbers and no graph, but the graph's bytes."""
+
+    graph: Tensor | None = None
+
+
 class _RehearsedRunner(Runner):
     """The runner, on a few tiles of each stage; it notes in which step the most bytes are alive."""
 
-    def __init__(self, graph: Graph, steps: list[Stage | Globals], needs: frozenset[str], device_type: str) -> None:
-        super().__init__(graph, steps, needs, device_type, self._few_boxes)
+    def __init__(self, graph: Graph, steps: list[Stage | Globals], needs: frozenset[str], sharing: Sharing) -> None:
+        super().__init__(graph, steps, needs, "cpu")
+        self.sharing = sharing
         self.live = _Remembering(graph)
+        self._alike: dict[Stage, Alike | None] = {}
+        #: By stage, direction and kind of tile: how many were run, and what the last one took above what was there.
+        self._ran: Counter[tuple[Stage, bool, Hashable]] = Counter()
+        self._above: dict[tuple[Stage, bool, Hashable], int] = {}
+        #: By kind of tile of a kept stage, what a tile and its graph take.
+        self._kept: dict[tuple[Stage, bool, Hashable], int] = {}
+        self._start: int | None = None
         self.recording = False
         self.now: tuple[Stage | Globals, bool] = (steps[0], False)
         self.highest = Moment(steps[0], False, 0)
@@ -204,16 +258,17 @@ class _RehearsedRunner(Runner):
 
     def rehearse(self, tensors: dict[Value, Tensor], fixed: dict[str, Any]) -> None:
         """One step, as a module makes it."""
+        few = _Rehearsed(self.sharing, self._few_tiles)
         with torch.inference_mode(False), torch.set_grad_enabled(bool(self.needs)), self.live:
             if any(output.name in self.needs for output in self.outputs):
                 self.recording = True
-                job = Job(self, tuple(tensors), fixed)
+                job = Job(self, tuple(tensors), fixed, few)
                 results = StreamFunction.apply(job, *tensors.values())  # type: ignore[no-untyped-call]
                 job.results.clear()
                 graded = [result for result in results if result.requires_grad]
                 torch.autograd.backward(graded, [torch.empty_like(result) for result in graded])
             else:
-                self.forward({**fixed, **{value.name: tensor for value, tensor in tensors.items()}}, None)
+                self.forward({**fixed, **{value.name: tensor for value, tensor in tensors.items()}}, None, few)
             self.see()
 
     def see(self) -> None:
@@ -246,10 +301,15 @@ class _RehearsedRunner(Runner):
         with self._at(group, True):
             super()._backward_globals(group, *rest)
 
-    def _places(self, device: torch.device, recording: bool) -> dict[str, Place]:
+    def _places(self, device: torch.device, recording: bool, sharing: Sharing) -> dict[str, Place]:
         """Maps outside take nothing; on a GPU, what is read of them does."""
         nowhere = Nowhere(copies=self.graph.device.type != "cpu")
-        return {s.name: nowhere for s in self.steps if isinstance(s, Stage) and s.stored and s.place != "device"}
+        return {stage.name: nowhere for stage in self._outside() if stage.name not in sharing.tables}
+
+    def _few_tiles(self, stage: Stage) -> Iterator[tuple[Box, int]]:
+        if self._alike_in(stage) is not None:
+            return self.sharing.tiles(stage)
+        return ((box, 1) for box in self._few_boxes(stage))
 
     def _few_boxes(self, stage: Stage) -> Iterator[Box]:
         if stage not in self.representatives:
@@ -276,8 +336,116 @@ class _RehearsedRunner(Runner):
             rest = sum(saved[kind] * count for kind, count in one.skipped.items())
             held.append(torch.empty(rest, dtype=torch.uint8, device="meta"))
 
+    # ------------------------------------------------------------------ stages with pages: every tile is visited
+
+    def _alike_in(self, stage: Stage) -> Alike | None:
+        """Which tiles of a stage are alike, where it has to do with pages; None where it has not."""
+        if stage not in self._alike:
+            tables = self.sharing.tables
+            pages = stage in self.sharing.runs or any(value.name in tables for value in stage.frontier)
+            self._alike[stage] = Alike(stage, tables) if pages and stage.nodes else None
+        return self._alike[stage]
+
+    def _mark(self) -> int:
+        """Begin to look for the height of what follows; return what is there now."""
+        self.see()
+        self.live.peak = self.live.current
+        return self.live.current
+
+    def _stands_for(self, key: tuple[Stage, bool, Hashable]) -> None:
+        """Take note of the height that a tile would reach which is not run."""
+        height = self.live.current + self._above[key]
+        if height > self.highest.bytes:
+            self.highest = Moment(*self.now, height)
+
+    def _forward_tile(self, stage: Stage, box: Box, maps: dict[str, Map], sides: Sides, keep: bool) -> RunTile:
+        alike = self._alike_in(stage)
+        if alike is None:
+            return super()._forward_tile(stage, box, maps, sides, keep)
+        key = stage, False, alike.kind(box)
+        if self._ran[key] < 2:
+            self._ran[key] += 1
+            start = self._mark()
+            done = super()._forward_tile(stage, box, maps, sides, keep)
+            self._above[key], self._kept[key] = self.live.peak - start, self.live.current - start
+            return done
+        self._stands_for(key)
+        result = torch.empty(stage.target.shape_at(box), dtype=stage.target.dtype, device="meta")
+        rest = max(0, self._kept[key] - result.untyped_storage().nbytes()) if keep else 0
+        return _StandIn([], result, torch.empty(rest, dtype=torch.uint8, device="meta") if rest else None)
+
+    def _recomputed(self, stage: Stage, box: Box, record: Record, sides: Sides) -> RunTile:
+        alike = self._alike_in(stage)
+        if alike is None:
+            return super()._recomputed(stage, box, record, sides)
+        key = stage, True, alike.kind(box)
+        if self._ran[key] < 2:
+            self._ran[key] += 1
+            self._start = self._mark()
+            return super()._recomputed(stage, box, record, sides)
+        return _StandIn([], torch.empty(stage.target.shape_at(box), dtype=stage.target.dtype, device="meta"))
+
+    def _backward_tile(
+        self,
+        stage: Stage,
+        box: Box,
+        tile: RunTile,
+        pull: Pull,
+        count: int,
+        sides: Sides,
+        gradients: Gradients,
+        retain: bool,
+    ) -> None:
+        alike = self._alike_in(stage)
+        if alike is None:
+            super()._backward_tile(stage, box, tile, pull, count, sides, gradients, retain)
+            return
+        key = stage, True, alike.kind(box)
+        if not isinstance(tile, _StandIn):
+            start = self._mark() if self._start is None else self._start
+            super()._backward_tile(stage, box, tile, pull, count, sides, gradients, retain)
+            self._above[key], self._start = self.live.peak - start, None
+            return
+        self._stands_for(key)
+        pull.at(box, tile.result, count)  # takes the page of its gradient
+        for value, part in alike.reads(box):
+            if value.name in self.needs and value.name in gradients.tables:
+                gradient = torch.empty(value.shape_at(part), dtype=value.dtype, device="meta")
+                gradients.paged_of(value).reserve(part, gradient)
+
 
 # ------------------------------------------------------------------------------------------- which tiles
+
+
+class Alike:
+    """Which tiles of a stage are alike that reads from paged maps: also their reads go over equally many blocks."""
+
+    def __init__(self, stage: Stage, tables: Mapping[str, Table]) -> None:
+        self.stage, self.tables = stage, tables
+        self._lines = [
+            {interval: self._along(axis, interval) for interval in split(extent, step)}
+            for axis, (extent, step) in enumerate(zip(stage.target.extents, stage.tile, strict=True))
+        ]
+
+    def _along(self, axis: int, interval: Interval) -> tuple[Hashable, dict[str, list[Interval]]]:
+        needed = needed_along(self.stage, axis, interval)
+        blocks = []
+        for value in self.stage.frontier:
+            if value.name in self.tables and needed[value.name]:
+                step = self.tables[value.name].steps[axis]
+                blocks.append(tuple(-(-high // step) - low // step for low, high in needed[value.name]))
+        return (kind_of(self.stage, axis, interval), tuple(blocks)), needed
+
+    def kind(self, box: Box) -> Hashable:
+        """Equal for two tiles that take equally many bytes."""
+        return tuple(line[interval][0] for line, interval in zip(self._lines, box, strict=True))
+
+    def reads(self, box: Box) -> Iterator[tuple[Value, Box]]:
+        """The boxes of the frontier that a tile reads."""
+        needed = [line[interval][1] for line, interval in zip(self._lines, box, strict=True)]
+        for value in self.stage.frontier:
+            for part in itertools.product(*(along[value.name] for along in needed)):
+                yield value, part
 
 
 def representatives(stage: Stage, all_kinds: bool) -> list[Representative]:
@@ -328,6 +496,17 @@ def _first_two(line: list[Kind]) -> list[int]:
 
 def kind_of(stage: Stage, axis: int, interval: Interval) -> Kind:
     """The kind of an interval of the target: what it needs along its axis, node by node back to the frontier."""
+    needed = needed_along(stage, axis, interval)
+    values = (*stage.frontier, *(node.value for node in stage.nodes))
+    lengths = tuple(sum(high - low for low, high in needed[v.name]) for v in values)
+    pieces = tuple(
+        tuple((high - low, (low == 0) + (high == v.extents[axis])) for low, high in needed[v.name]) for v in values
+    )
+    return Kind(lengths, pieces)
+
+
+def needed_along(stage: Stage, axis: int, interval: Interval) -> dict[str, list[Interval]]:
+    """By value name the intervals that an interval of the target needs along its axis."""
     wanted: dict[str, list[Interval]] = {stage.target.name: [interval]}
     needed: dict[str, list[Interval]] = {}
     for node in reversed(stage.nodes):
@@ -337,12 +516,7 @@ def kind_of(stage: Stage, axis: int, interval: Interval) -> Kind:
                 wanted.setdefault(read.value.name, []).extend(read.maps[axis].need(low, high))
     for value in stage.frontier:
         needed[value.name] = joined(wanted.get(value.name, []))
-    values = (*stage.frontier, *(node.value for node in stage.nodes))
-    lengths = tuple(sum(high - low for low, high in needed[v.name]) for v in values)
-    pieces = tuple(
-        tuple((high - low, (low == 0) + (high == v.extents[axis])) for low, high in needed[v.name]) for v in values
-    )
-    return Kind(lengths, pieces)
+    return needed
 
 
 def joined(intervals: list[Interval]) -> list[Interval]:

@@ -28,7 +28,20 @@ def by(sizes: Sequence[int]) -> str:
 LONG = 30
 #: Columns of text stand to the left, numbers to the right.
 TEXT = {"stored map", "shape", "way"}
-COLUMNS = ("stage", "stored map", "shape", "way", "tile", "tiles", "overlap", "FLOPs x", "tile bytes", "map", "kept")
+COLUMNS = (
+    "stage",
+    "stored map",
+    "shape",
+    "way",
+    "tile",
+    "tiles",
+    "run",
+    "overlap",
+    "FLOPs x",
+    "tile bytes",
+    "map",
+    "kept",
+)
 
 
 def table(plan: Plan) -> str:
@@ -48,11 +61,11 @@ def table(plan: Plan) -> str:
 def totals(plan: Plan) -> list[str]:
     """The lines under the table: the image, the work, the bytes, and the time."""
     graph, stages = plan.graph, plan.stages
-    work = sum(stage_work(stage, arithmetic) for stage in stages) / max(graph_work(graph), 1)
+    work = sum(stage_work(s, arithmetic, plan.sharing.count(s)) for s in stages) / max(graph_work(graph), 1)
     given = "" if plan.budget is None else f" of {format_bytes(plan.budget)} given"
     held = [f"stored maps {format_bytes(_held(plan, 'device'))}"]
     held += [f"on {place} {format_bytes(_held(plan, place))}" for place in PLACES[1:] if _held(plan, place)]
-    kept = sum(_kept(stage) for stage in stages)
+    kept = sum(_kept(plan, stage) for stage in stages)
     if kept:
         held.append(f"kept tiles {format_bytes(kept)}")
     small = [step for step in plan.steps if isinstance(step, Globals) and not _spatial(step)]
@@ -60,7 +73,7 @@ def totals(plan: Plan) -> list[str]:
         *([f"computed once, as they are global: {_layers(small)}"] if small else []),
         f"image {by(graph.image.shape)} ({format_bytes(map_bytes(graph.image))}), "
         f"receptive field {by(plan.receptive_field)} px",
-        f"{_count(len(stages), 'stage')}, {_count(plan.tiles, 'tile')}, forward work {work:.2f}x of plain",
+        f"{_count(len(stages), 'stage')}, {_tiles(plan)}, forward work {work:.2f}x of plain",
         ", ".join([*held, f"predicted peak {format_bytes(plan.peak_bytes)}{given}"]),
         f"predicted time {format_seconds(plan.seconds)} for a training step",
     ]
@@ -117,15 +130,16 @@ def _stage_row(plan: Plan, number: int, step: Stage) -> dict[str, str]:
     return {
         "stage": str(number),
         "stored map": _named(plan, step),
-        "shape": _map_of(step),
+        "shape": _map_of(plan, step),
         "way": _way(step),
         "tile": by(step.tile),
         "tiles": str(step.tiles),
+        "run": str(plan.sharing.count(step)) if step in plan.sharing.runs else "",
         "overlap": by(plan.image_overlap(step)),
         "FLOPs x": f"{stage_work(step, arithmetic) / own:.2f}" if own else "",
         "tile bytes": format_bytes(tile_bytes(step)),
-        "map": format_bytes(map_bytes(step.target)) if step.stored else "",
-        "kept": format_bytes(_kept(step)) if step.way == "keep" else "",
+        "map": format_bytes(plan.sharing.map_bytes(step.target)) if step.stored else "",
+        "kept": format_bytes(_kept(plan, step)) if step.way == "keep" else "",
     }
 
 
@@ -134,19 +148,31 @@ def _way(stage: Stage) -> str:
     return "whole" if stage.way == "keep" and stage.tiles == 1 else stage.way
 
 
-def _kept(stage: Stage) -> int:
-    return tile_bytes(stage) * stage.tiles if stage.way == "keep" else 0
+def _kept(plan: Plan, stage: Stage) -> int:
+    return tile_bytes(stage) * plan.sharing.count(stage) if stage.way == "keep" else 0
+
+
+def _tiles(plan: Plan) -> str:
+    run = plan.sharing.statistics(plan.steps)
+    return _count(run.tiles, "tile") if run.run == run.tiles else str(run)
+
+
+def _place(plan: Plan, stage: Stage) -> str:
+    """Where a stage's map lives; one with shared pages is on the device."""
+    return "device" if stage.name in plan.sharing.tables else stage.place
 
 
 def _held(plan: Plan, place: str) -> int:
-    return sum(map_bytes(stage.target) for stage in plan.stages if stage.stored and stage.place == place)
+    stages = [stage for stage in plan.stages if stage.stored and _place(plan, stage) == place]
+    return sum(plan.sharing.map_bytes(stage.target) for stage in stages)
 
 
-def _map_of(stage: Stage) -> str:
+def _map_of(plan: Plan, stage: Stage) -> str:
     """The shape of a stage's map, and where it lives if that is not the device."""
     if not stage.stored:
         return "summed only"
-    return by(stage.target.shape) + ("" if stage.place == "device" else f" on {stage.place}")
+    place = _place(plan, stage)
+    return by(stage.target.shape) + ("" if place == "device" else f" on {place}")
 
 
 def _named(plan: Plan, stage: Stage) -> str:

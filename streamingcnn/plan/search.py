@@ -23,10 +23,13 @@ from dataclasses import replace
 
 from ..graph import Graph
 from ..memory import format_bytes
+from ..signature import NOTHING, Content, share
+from .align import align
 from .drafts import Draft, Outcome, Workshop
 from .options import Option, Piece
 from .peak import MeasuredTiles, exact_peak
 from .place import movable, place_maps
+from .rehearsal import Moment
 from .stages import Globals, Stage, build_steps
 from .times import Times
 
@@ -54,7 +57,12 @@ class BudgetError(ValueError):
 
 
 def search(
-    graph: Graph, budget: int, times: Times, image_tile: Sequence[int] | None = None, where: str = "device"
+    graph: Graph,
+    budget: int,
+    times: Times,
+    image_tile: Sequence[int] | None = None,
+    where: str = "device",
+    content: Content = NOTHING,
 ) -> Steps:
     """The steps of the fastest plan found within a budget, its maps all in one place.
 
@@ -64,15 +72,16 @@ def search(
         times: the constants of the device.
         image_tile: pixels of the image that every tile covers; None chooses per stage.
         where: the place of the stored maps that may be moved: device, host or disk.
+        content: what is known of the images.
 
     Raises:
         BudgetError: none fits; it names the smallest that was found, and the stage that needs most.
     """
-    found, fastest = Search(graph, budget, times, image_tile, where), None
+    found, fastest = Search(graph, budget, times, image_tile, where, content), None
     for k in range(ROUNDS):
         draft, outcome = found.best()
         steps = found.steps(draft, outcome)
-        height = exact_peak(graph, steps).bytes
+        height = found.height(steps).bytes
         if height <= budget and (fastest is None or outcome.seconds < fastest[0]):
             fastest = (outcome.seconds, steps)
         # The first plan rests on estimates: another look with what it taught, unless that cannot help.
@@ -82,16 +91,22 @@ def search(
     if fastest is not None:
         return fastest[1]
     # Not a question of time any more: the smallest plan there is, whatever the budget.
-    steps = smallest(graph, times, image_tile, where)
-    highest = exact_peak(graph, steps)
+    steps = smallest(graph, times, image_tile, where, content)
+    highest = found.height(steps)
     if highest.bytes <= budget:
         return steps
     raise BudgetError(budget, highest.bytes, getattr(highest.step, "layer", "the global part"))
 
 
-def smallest(graph: Graph, times: Times, image_tile: Sequence[int] | None = None, where: str = "device") -> Steps:
+def smallest(
+    graph: Graph,
+    times: Times,
+    image_tile: Sequence[int] | None = None,
+    where: str = "device",
+    content: Content = NOTHING,
+) -> Steps:
     """The steps of the plan that takes the fewest bytes, at any price in time."""
-    found = Search(graph, 1, times, image_tile, where)
+    found = Search(graph, 1, times, image_tile, where, content)
     draft = found.everything
     best, extra = (draft, found.outcome(draft, 0)), dict[str, float]()
     while True:
@@ -108,10 +123,16 @@ class Search:
     """One search: a workshop, a budget, and what was learnt of it."""
 
     def __init__(
-        self, graph: Graph, budget: int, times: Times, image_tile: Sequence[int] | None, where: str = "device"
+        self,
+        graph: Graph,
+        budget: int,
+        times: Times,
+        image_tile: Sequence[int] | None,
+        where: str,
+        content: Content,
     ) -> None:
-        self.graph, self.budget, self.target, self.where = graph, budget, budget, where
-        self.workshop = Workshop(graph, times, image_tile, movable(graph, where))
+        self.graph, self.budget, self.target, self.where, self.content = graph, budget, budget, where, content
+        self.workshop = Workshop(graph, times, image_tile, movable(graph, where), content)
         self.measured = MeasuredTiles()
 
     # ------------------------------------------------------------------ 1: drop until it fits
@@ -119,8 +140,8 @@ class Search:
     def best(self) -> tuple[Draft, Outcome]:
         """The fastest draft that fits by the estimate; the one that is least over where none does."""
         found: list[tuple[int, float, Draft, Outcome]] = []
-        for share in SHARES:
-            least = int(self.target * share)
+        for least_share in SHARES:
+            least = int(self.target * least_share)
             draft = self.fitted(least)
             if not self.outcome(draft, 0).over:
                 draft = self.improved(self.keeping(self.improved(draft)))
@@ -241,7 +262,12 @@ class Search:
                 piece = pieces[step.name]
                 step.tile = outcome.options[piece].tile
                 step.way = "keep" if piece in draft.kept else "recompute"
-        return place_maps(self.graph, steps, self.where)
+        place_maps(self.graph, steps, self.where)
+        return align(steps, self.workshop.image_tile is not None) if self.content.constants else steps
+
+    def height(self, steps: Steps) -> Moment:
+        """The highest moment of a step, by rehearsal."""
+        return exact_peak(self.graph, steps, share(steps, self.graph.image, self.content))
 
     def learn(self, draft: Draft, outcome: Outcome, steps: Steps, height: int) -> None:
         """Correct the estimates of a draft's stages by what one tile of each takes.

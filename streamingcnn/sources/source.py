@@ -6,13 +6,16 @@ answer these few questions can stand for an image.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from streamingcnn.boxes import Box
 
-__all__ = ["ReadError", "Source"]
+__all__ = ["ConstantBlocks", "ReadError", "Source", "constant_blocks_of"]
 
 
 @runtime_checkable
@@ -23,6 +26,10 @@ class Source(Protocol):
 
         image = open_image("slide.tif")
         top_left = image.read(((0, 512), (0, 512)))      # (3, 512, 512) uint8
+
+    A streamed module takes one in place of an image of one: ``net(source)``. A source whose pixels are the same over
+    large parts may say so by a method ``constant_blocks() -> ConstantBlocks | None``; what the network computes on
+    equal pixels is then computed once.
 
     Attributes:
         shape: channels first, then the extent of every spatial axis in pixels.
@@ -42,6 +49,46 @@ class Source(Protocol):
     def read(self, box: Box) -> torch.Tensor:
         """The pixels of a box of half-open intervals, one per spatial axis, with all channels."""
         ...
+
+
+@dataclass(frozen=True, eq=False)
+class ConstantBlocks:
+    """Which blocks of an image hold one value in every pixel.
+
+    Example::
+
+        # 2 x 2 blocks of 512 pixels: three of background, one of something else
+        ConstantBlocks((512, 512), np.array([[0, 0], [0, -1]]))
+
+    Attributes:
+        steps: the size of a block along each spatial axis, in pixels; the last block of an axis may be smaller.
+        labels: one integer per block: -1 where its pixels differ; else two blocks have the same label only where
+            their pixels have the same value.
+    """
+
+    steps: tuple[int, ...]
+    labels: npt.NDArray[np.int64]
+
+    def check(self, extents: tuple[int, ...]) -> None:
+        """Raise ValueError where the blocks do not cover an image of these extents."""
+        wanted = tuple(-(-extent // step) for extent, step in zip(extents, self.steps, strict=True))
+        if self.labels.shape != wanted:
+            raise ValueError(
+                f"constant blocks of {self.steps} pixels over an image of {extents} need labels of shape {wanted}; "
+                f"got {self.labels.shape}"
+            )
+
+    @property
+    def share(self) -> float:
+        """The share of the blocks that are constant."""
+        return float((self.labels >= 0).mean())
+
+
+def constant_blocks_of(source: object) -> ConstantBlocks | None:
+    """What a source says of its constant blocks; None where it says nothing."""
+    say = getattr(source, "constant_blocks", None)
+    found: ConstantBlocks | None = None if say is None else say()
+    return found
 
 
 class ReadError(OSError):
