@@ -128,7 +128,7 @@ def step(run: Run) -> Measured:
     def once() -> None:
         net.zero_grad(set_to_none=True)
         y = forward(x)  # held until the step is over, as a caller may do: a plan counts it
-        y.mean().backward()
+        y.backward(torch.full_like(y, 1 / y.numel()))  # the gradient of its mean, without a loss of four bytes
 
     with LiveBytes() as live:
         once()

@@ -13,6 +13,7 @@ from torch import Tensor
 from benchmarks.measure import Measured, Run, step, summarise
 from benchmarks.networks import WAYS, prepare
 from benchmarks.pages import fill
+from benchmarks.plan.__main__ import Ask, asks, predictions, smallest, speeds
 from streamingcnn.memory import LiveBytes
 
 SMALL = {
@@ -95,3 +96,22 @@ def test_figures_go_into_their_places(tmp_path: Path) -> None:
     assert page.read_text().startswith("a\n<!-- figure: one: by a command -->\n\nnewer\n\n<!-- /figure -->\nb\n")
     with pytest.raises(ValueError, match="three"):
         fill(page, "three", "")
+
+
+def test_budgets_are_kept_and_judged() -> None:
+    plain = Run("conv7x7", (1, 3, 256, 256), "plain")
+    least = smallest(plain)
+    given = replace(plain, way="streamed", memory=str(least), asked="35% of plain")
+    rows = summarise([step(plain), step(given)])
+    assert rows[1].predicted_bytes is not None and rows[1].live_bytes is not None
+    assert rows[1].live_bytes <= rows[1].predicted_bytes <= least
+    fast, slow = (replace(rows[1], ratio=ratio) for ratio in (0.5, 5.0))
+    assert "| met |" in predictions({"resnet18": rows})
+    assert "| 1.00x | met |" in speeds({"resnet18": [rows[0], fast]})
+    assert "| 1.00x | **missed** |" in speeds({"resnet18": [rows[0], slow]})
+    assert "**missed**" in predictions(
+        {"resnet18": [rows[0], replace(rows[1], predicted_bytes=rows[1].live_bytes - 1)]}
+    )
+    too_small = step(replace(given, memory="1000"))
+    assert too_small.ended.startswith("needs ")
+    assert asks(0.2, at_35=1.0, no_limit=0.9) == (Ask(float("inf"), 0.9), Ask(0.35, 1.0), Ask(0.2), Ask(0))

@@ -17,6 +17,8 @@ from streamingcnn.capture import capture
 from streamingcnn.comparison import compare
 from streamingcnn.memory import LiveBytes
 from streamingcnn.plan.choose import choose_tiles
+from streamingcnn.plan.peak import exact_peak
+from streamingcnn.plan.search import BudgetError
 from streamingcnn.plan.stages import Stage, build_steps
 from streamingcnn.plan.times import BUILT_IN, Rate
 
@@ -119,3 +121,30 @@ def test_constants_made_of_others_have_rates_of_their_own() -> None:
     before = BUILT_IN.rate(kind, False, sizes)
     doubled = Rate(*(tuple(2 * rate for rate in one) for one in (BUILT_IN.rates[kind].forward,) * 2))
     assert dataclasses.replace(BUILT_IN, rates={kind: doubled}).rate(kind, False, sizes) == pytest.approx(2 * before)
+
+
+def test_a_budget_holds_the_gradients_of_parameters() -> None:
+    """They were left out of the peak: a ResNet with a budget of 30 MiB took 61."""
+    net = nn.Sequential(*[nn.Conv2d(128, 128, 3, padding=1) for _ in range(12)])
+    x = torch.rand(1, 128, 8, 8)
+    gradients = 4 * sum(p.numel() for p in net.parameters())
+    with pytest.raises(BudgetError):
+        StreamingModule(net, memory=gradients).plan(x)
+    with LiveBytes() as live:
+        StreamingModule(net, memory=gradients * 3 // 2)(x).mean().backward()
+    assert gradients <= live.peak <= gradients * 3 // 2
+
+
+def test_the_bytes_of_a_dropout_are_known() -> None:
+    """Its mask was made on the CPU whatever the tile's device: a plan did not see it."""
+    net = nn.Sequential(nn.Conv2d(1, 1, 1), nn.Dropout(0.5))
+    plan = StreamingModule(net, tile=128).plan((1, 1, 128, 128))
+    # The result, its gradient, the convolution's result, and words of 32 bits of the hash.
+    assert exact_peak(plan.graph, list(plan.steps)).bytes >= 5 * 4 * 128**2
+
+
+def test_a_border_that_is_all_padding_has_its_bytes() -> None:
+    """Such a tile was filled on the graph's own device, and met tensors without numbers in a prediction."""
+    net = nn.Sequential(nn.ConstantPad2d(40, 1.0), nn.Conv2d(1, 2, 3))
+    plan = StreamingModule(net, tile=16).plan((1, 1, 32, 32))
+    assert exact_peak(plan.graph, list(plan.steps)).bytes > 0

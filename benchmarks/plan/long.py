@@ -71,7 +71,7 @@ def long_step(net: StreamingModule, *inputs: Tensor, memory: str) -> LongStep:
     with tiles.counted(lambda: f"{format_bytes(live.current)} live, {format_bytes(live.peak)} at most"), live:
         result = net(*inputs)
         _LOG.info("forward: %.0f s, %s live", time.perf_counter() - start, format_bytes(live.current))
-        result.mean().backward()
+        result.backward(torch.full_like(result, 1 / result.numel()))
     seconds = time.perf_counter() - start
     step = LongStep(
         memory,

@@ -59,6 +59,18 @@ Entry = Piece | Group
 
 
 @dataclass(frozen=True)
+class Sides:
+    """The global values of a stage: which it reads, and the bytes that they and their gradients take beside its tiles.
+
+    In ``backward`` the sums of the parameters' own gradients are not contained: they stay for good.
+    """
+
+    read: frozenset[str]
+    forward: int
+    backward: int
+
+
+@dataclass(frozen=True)
 class Draft:
     """Stored nodes, the steps between them, and how those stages run that keep their graphs."""
 
@@ -122,6 +134,7 @@ class Workshop:
             if isinstance(node, Given) and node.source == "parameter" and n in graph.trained
         }
         self.needs = requiring(graph, set(graph.trained))
+        self._sides: dict[Piece, Sides] = {}
         self._pieces: dict[str, list[Piece]] = {}
 
     def _running(self, steps: Sequence[Stage | Globals]) -> dict[str, float]:
@@ -248,6 +261,10 @@ class Workshop:
         for name, (first, last) in self.lives(draft.entries).items():
             size = self.bytes_of[name]
             forward[first] += size
+            if name in self.outputs and self.needs:
+                # The caller holds the result and the gradient given to it until the step is over.
+                backward[0] += 2 * size
+                continue
             if not self.needs:
                 forward[min(last, count) + 1] -= size
                 continue
@@ -261,5 +278,32 @@ class Workshop:
         for k in range(1, count + 1):
             forward[k] += forward[k - 1]
             backward[k] += backward[k - 1]
-        gradients = sum(self.gradients.values())
-        return forward, [size + gradients for size in backward]
+        summed: set[str] = set()
+        gradients = 0
+        for k in reversed(range(count)):
+            entry = draft.entries[k]
+            reads = self.sides(entry).read if isinstance(entry, Piece) else {value.name for value in entry.reads}
+            gradients += sum(self.gradients[name] for name in (reads & self.gradients.keys()) - summed)
+            summed |= reads
+            backward[k] += gradients
+            if isinstance(entry, Piece):
+                forward[k] += self.sides(entry).forward
+                backward[k] += self.sides(entry).backward if self.needs else 0
+        return forward, backward
+
+    def sides(self, piece: Piece) -> Sides:
+        """The global values of a stage."""
+        if piece not in self._sides:
+            read = frozenset(value.name for node in piece.nodes for value in node.rule.side)
+            made = {one[0].name: one[0] for node in piece.nodes for one in node.rule.prepared}
+            own = {
+                value.name: value
+                for node in piece.nodes
+                if not node.rule.prepared
+                for value in node.rule.side
+                if value.name in self.needs
+            }
+            prepared, direct = sum(map(map_bytes, made.values())), sum(map(map_bytes, own.values()))
+            # The values made, the sums of their gradients, and one tile's gradients beside the sums.
+            self._sides[piece] = Sides(read, prepared, 3 * prepared + direct)
+        return self._sides[piece]

@@ -285,8 +285,14 @@ class Piece:
         return [option.working for option in self.recomputed]
 
     def correct(self, ratios: Sequence[float]) -> None:
-        """Multiply the bytes of every option by what measuring one of them showed."""
-        self.corrections = tuple(known * ratio for known, ratio in zip(self.corrections, ratios, strict=True))
+        """Multiply the bytes of every option by what measuring one of them showed.
+
+        A ratio out of all proportion is of nothing to something: it says nothing of other tiles.
+        """
+        self.corrections = tuple(
+            known * (ratio if 1 / 8 <= ratio <= 8 else 1.0)
+            for known, ratio in zip(self.corrections, ratios, strict=True)
+        )
         for name in ("options", "recomputed", "keeping", "_limits"):
             self.__dict__.pop(name, None)
 
@@ -299,7 +305,7 @@ class Piece:
             typical, total = typical * one, total * all_of_them
         counts = np.ceil(np.array(self.target.extents) / steps).prod(axis=1)
         forward, last, backward = self._seconds(typical, total, counts, [one for one, _ in along])
-        running, saved, working = self._bytes(typical)
+        running, saved, working = self._bytes(typical, counts)
         if not self.trains:
             last, backward, saved, working = forward, 0 * backward, 0 * saved, running
         counts = np.ceil(counts * self.running)
@@ -376,14 +382,21 @@ class Piece:
         found: Array = node.rule.slowness([lengths[:, at] for lengths in along])
         return found
 
-    def _bytes(self, typical: Array) -> tuple[Array, Array, Array]:
+    def _bytes(self, typical: Array, counts: Array) -> tuple[Array, Array, Array]:
         """Bytes of one tile: the height of its forward, what autograd saves, the height of its backward."""
         bytes_of = typical * self._itemsizes
         own = bytes_of * self._owned
         largest = np.max(bytes_of, axis=1)
         running = np.max(own @ self._alive.T, axis=1)
         saved = own @ self._saved + typical @ self._indices
+        if self.nodes:
+            # A kept tile holds its result, beside the map that it was copied to; a whole one is the map itself.
+            result, memory = bytes_of[:, -1], self._memory_of[-1]
+            saved = saved + result * (counts > 1) - own[:, memory] * self._saved[memory]
         working = np.maximum(saved, running) + 2 * largest
+        if self.reductions:
+            # Statistics look at the tile less its mean; their gradient is a tile too, in two terms.
+            running, working = running + bytes_of[:, -1], working + 2 * bytes_of[:, -1]
         f, s, w = self.corrections
         return running * f, saved * s, working * w
 

@@ -85,7 +85,9 @@ def measure_tile(stage: Stage, box: Box) -> tuple[int, int, int]:
     forward = live.peak
     with LiveBytes(fake=True) as live:
         tile = run(True, ghost=stage.way == "recompute")
-        saved = live.current
+        # Where one tile is the whole map, its result is the map itself and no bytes beside it.
+        whole = stage.stored and stage.tiles == 1
+        saved = live.current - (tile.untyped_storage().nbytes() if whole else 0)
         if tile.requires_grad:
             leaves = [t for _, _, t in reads if t.requires_grad]
             given = torch.autograd.grad(tile, (*leaves, *sides.leaves), torch.empty_like(tile), allow_unused=True)

@@ -39,7 +39,7 @@ SHARES = (1 / 3, 1 / 12, 1 / 60)
 #: How often single maps are stored or dropped on trial.
 TRIALS = 300
 #: How often estimates are corrected.
-ROUNDS = 4
+ROUNDS = 7
 
 
 class BudgetError(ValueError):
@@ -272,7 +272,7 @@ class Search:
     def learn(self, draft: Draft, outcome: Outcome, steps: Steps, height: int) -> None:
         """Correct the estimates of a draft's stages by what one tile of each takes.
 
-        What then is still missing is no tile's: the whole budget is taken for smaller by as much.
+        What then is still missing is no tile's: the budget is taken for smaller by as much, and a little each time.
         """
         pieces = {piece.target.name: piece for piece in outcome.options}
         for step in steps:
@@ -286,9 +286,10 @@ class Search:
                     )
                 ]
                 piece.correct(ratios)
-        again = self.outcome(replace(draft, kept=self._same(draft)), 0)
-        if height > self.budget and not again.over:
-            self.target = min(self.target - 1, int(self.target * self.budget / height))
+        if height > self.budget:
+            again = self.outcome(replace(draft, kept=self._same(draft)), 0)
+            missed = max(1.0, height / max(again.peak, 1))
+            self.target = min(int(self.target * 0.97), int(self.budget / missed))
 
     def _same(self, draft: Draft) -> dict[Piece, Option]:
         """Kept stages with their corrected options."""
