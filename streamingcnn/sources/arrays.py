@@ -160,11 +160,12 @@ def _pyramid(path: Path) -> list[tuple[str, str | None, dict[str, float]]]:
     except Exception as error:
         raise ReadError(f"{path} is no zarr array or group ({error})") from error
     if isinstance(node, zarr.Array):
-        dimensions = getattr(node.metadata, "dimension_names", None) or node.attrs.get("_ARRAY_DIMENSIONS")
+        attributes: dict[str, Any] = dict(node.attrs)
+        dimensions = getattr(node.metadata, "dimension_names", None) or attributes.get("_ARRAY_DIMENSIONS")
         names = "".join(str(axis)[:1].lower() for axis in dimensions) if dimensions and all(dimensions) else None
         if names is not None and (len(set(names)) < len(names) or "x" not in names):
             names = None  # names of something else
-        scale = {axis: float(size) for axis, size in dict(node.attrs.get("um_per_pixel", {})).items()}
+        scale = {axis: float(size) for axis, size in attributes.get("um_per_pixel", {}).items()}
         return [("", names, scale)]
     attributes = dict(node.attrs)
     multiscales = attributes.get("ome", attributes).get("multiscales")

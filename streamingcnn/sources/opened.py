@@ -157,7 +157,7 @@ def _tiff(path: Path, level: int) -> FileImage:
 
 
 def _is_colour(path: Path) -> bool:
-    """Whether a TIFF is what OpenSlide takes it for: bytes of red, green and blue, with no pages that belong to them."""
+    """Whether a TIFF is what OpenSlide takes it for: bytes of red, green and blue."""
     import tifffile
 
     with tifffile.TiffFile(path) as file:

@@ -156,10 +156,10 @@ class _Opened:
         if page is not None:
             if not 0 <= page < len(self.file.pages):
                 raise ValueError(f"{self.path} has no page {page}; its pages are 0 to {len(self.file.pages) - 1}")
-            first = self.file.pages[page]
-            pyramid = [(first.shape, first.axes, [first])]
+            first: Any = self.file.pages[page]
+            pyramid: list[Any] = [(first.shape, first.axes, [first])]
         else:
-            series = self.file.series[0]
+            series: Any = self.file.series[0]
             pyramid = [(one.shape, one.axes, list(one.pages)) for one in series.levels]
         if not -len(pyramid) <= level < len(pyramid):
             have = ", ".join(f"{k}: {' x '.join(map(str, shape))}" for k, (shape, _, _) in enumerate(pyramid))

@@ -105,7 +105,7 @@ def make_large_slide(seed: int, size: tuple[int, int], tissue: float = 0.03, pie
             f"each piece needs at least {2 * TILE} pixels and at most its share of the slide, {room}"
         )
     draw = np.random.default_rng([seed, 0x61A55])
-    placed = []
+    placed: list[tuple[Slide, tuple[int, int]]] = []
     for k in range(pieces):
         piece = make_slide(seed + k, tumour=False, size=(side, side))
         corner = [
