@@ -99,10 +99,13 @@ def check_tiff(path: Path) -> None:
 def _open(path: Path) -> tifffile.TiffFile:
     if not path.is_file():
         raise FileNotFoundError(f"there is no image at {path.absolute()}")
+    file = None
     try:
         file = tifffile.TiffFile(path)
         file.pages[0]
     except Exception as error:  # a damaged header ends in errors of many kinds
+        if file is not None:
+            file.close()
         raise ReadError(
             f"{path} is no TIFF, or its header is damaged ({error}); copy it again or leave it out"
         ) from error
@@ -224,9 +227,9 @@ class _Opened:
             out[:] = page[(slice(None), *(slice(low, high) for low, high in box))]
             return
         (y, x), grid = (key.axes.index("Y"), key.axes.index("X")), key.chunked
-        steps = key.chunks[y], key.chunks[x]
+        planes = key.axes.startswith("S")  # each sample in pieces of its own; chunks then leaves the samples out
+        steps = key.chunks[y - planes], key.chunks[x - planes]
         ranges = [range(low // step, -(-high // step)) for (low, high), step in zip(box, steps, strict=True)]
-        planes = key.axes.startswith("S")
         for plane, row, column in itertools.product(range(grid[0] if planes else 1), *ranges):
             index = (plane, row, column) if planes else (row, column, 0)[: len(grid)]
             piece = self._piece(number, int(np.ravel_multi_index(index, grid)), box)
