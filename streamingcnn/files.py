@@ -18,7 +18,7 @@ from pathlib import Path
 
 from streamingcnn.memory import format_bytes
 
-__all__ = ["explained", "whole_file", "whole_folder"]
+__all__ = ["whole_file", "whole_folder"]
 
 
 @contextmanager
@@ -38,7 +38,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         yield partial
         os.replace(partial, path)
     except OSError as error:
-        raise explained(error, path) from error
+        raise _explained(error, path) from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -65,7 +65,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
             os.replace(path, older)
         os.replace(partial, path)
     except OSError as error:
-        raise explained(error, path) from error
+        raise _explained(error, path) from error
     finally:
         for leftover in (partial, older):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -75,7 +75,7 @@ def _partial(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.partial")
 
 
-def explained(error: OSError, path: Path) -> OSError:
+def _explained(error: OSError, path: Path) -> OSError:
     """The same error with the free space of the disk and the way out in its message."""
     reason = error.strerror or str(error)
     if error.errno is None:

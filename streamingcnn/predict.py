@@ -30,7 +30,7 @@ from .files import whole_file
 from .graph import Graph, Local
 from .maps import Sink
 from .ops.rule import Value
-from .outputs.blocks import Blocks, own_pages
+from .outputs.blocks import Blocks, own_pages, unfinished
 from .outputs.formats import Described, format_of
 from .outputs.geometry import geometry
 from .plan.identity import graph_hash
@@ -110,7 +110,10 @@ def predict(net: StreamingModule, image: Any, out: Path, overwrite: bool = False
             value = graphs[0].outputs[0]
             blocks[0].write(full(value.extents), results[value.name])
         blocks[0].settle()
-        _finish(blocks[0], described[0], out, side, folder)
+        try:
+            _finish(blocks[0], described[0], out, side, folder)
+        except OSError as error:
+            raise unfinished(error, folder) from error
     finally:
         for made in blocks:
             made.close()

@@ -216,6 +216,16 @@ def test_what_an_error_left_behind_is_taken_over(tmp_path: Path) -> None:
     torch.testing.assert_close(opened(out), net.module(source.array[None])[0].detach(), rtol=BOUND, atol=BOUND)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no device that is always full")
+def test_a_full_disk_says_what_is_kept(tmp_path: Path) -> None:
+    blocks = Blocks(tmp_path / "a", {}, 1, own_pages((4, 4), (2, 2)), (2, 3), torch.float32)
+    blocks._file.close()
+    blocks._file, blocks._last = open("/dev/full", "r+b", buffering=0), 0.0  # noqa: SIM115
+    with pytest.raises(OSError, match=r"No space left .*the tiles so far are kept, and the same call goes on"):
+        blocks.write(((0, 2), (2, 4)), torch.ones(1, 1, 2, 2))
+    blocks._list.close()
+
+
 def test_a_partial_result_of_something_else_is_not_taken_over(tmp_path: Path) -> None:
     table = own_pages((4, 4), (2, 2))
     for about, there in (({"of": 1}, 0), ({"of": 1}, 1), ({"of": 2}, 0)):
