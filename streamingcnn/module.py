@@ -37,7 +37,7 @@ Made = TypeVar("Made")
 #: How many captured shapes are remembered per module.
 REMEMBERED = 8
 #: ``memory=`` where none of memory, tile, stored and keep is given: None, "auto" or bytes.
-DEFAULT_MEMORY: int | str | None = None
+DEFAULT_MEMORY: int | str | None = "auto"
 
 
 class StreamingModule(nn.Module):
