@@ -200,5 +200,5 @@ def test_the_tissue_of_a_real_slide():
     mask = tissue_mask(path)
     assert mask.mpp == pytest.approx((7.98, 7.98), abs=0.05)
     assert 0.3 < mask.share < 0.5
-    assert mask.kept[-20:, 40:90].all()  # dermis
+    assert mask.kept[-20:, 40:90].mean() > 0.97  # dermis
     assert not mask.kept[:60, :20].any()  # glass
