@@ -11,6 +11,7 @@ _PACKAGES = {
     "jinja2": ("Jinja2", "demo"),
     "matplotlib": ("matplotlib", "demo"),
     "skimage": ("scikit-image", "slides"),
+    "scipy": ("SciPy", "slides"),
     "sklearn": ("scikit-learn", "demo"),
 }
 
