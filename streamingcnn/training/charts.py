@@ -73,7 +73,7 @@ def draw_values(path: Path, labels: Sequence[float], values: Sequence[float], me
 def draw_froc(path: Path, result: Froc) -> None:
     """Lesions found against false positives per slide, with the points that the score is the mean of."""
     figure, axes = _square()
-    axes.step(result.false_positives, result.sensitivity, where="post", color=_BLUE)
+    axes.plot(result.false_positives, result.sensitivity, color=_BLUE)
     axes.plot(FALSE_POSITIVES, result.at, "o", color=_BLUE, markersize=4)
     axes.set(xlabel="false positives per slide", ylabel="share of lesions found", ylim=(-0.02, 1.02), xlim=(0, 8.2))
     axes.set_title(f"FROC {result.score:.3f}, {result.lesions} lesions in {result.slides} slides")
