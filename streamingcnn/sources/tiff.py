@@ -99,10 +99,13 @@ def check_tiff(path: Path) -> None:
 def _open(path: Path) -> tifffile.TiffFile:
     if not path.is_file():
         raise FileNotFoundError(f"there is no image at {path.absolute()}")
+    file = None
     try:
         file = tifffile.TiffFile(path)
         file.pages[0]
     except Exception as error:  # a damaged header ends in errors of many kinds
+        if file is not None:
+            file.close()
         raise ReadError(
             f"{path} is no TIFF, or its header is damaged ({error}); copy it again or leave it out"
         ) from error
@@ -307,6 +310,11 @@ class _Opened:
     def close(self) -> None:
         self._mapped.clear()
         self.file.close()
+
+    def __del__(self) -> None:
+        # An image that nobody holds any more closes its file, as OpenSlide's and Python's own do.
+        if "file" in self.__dict__:
+            self.file.close()
 
 
 def _lengths(box: Box) -> tuple[int, ...]:
