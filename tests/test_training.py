@@ -199,7 +199,8 @@ ASAP = """<?xml version="1.0"?>
 
 def test_asap_outlines_in_the_order_of_their_corners(tmp_path):
     (tmp_path / "a.xml").write_text(ASAP)
-    (outline,) = read_asap(tmp_path / "a.xml")
+    outline, dot = read_asap(tmp_path / "a.xml")
+    assert dot.points.tolist() == [[1, 1]]
     assert (outline.name, outline.group) == ("A", "Tumor")
     assert outline.points.tolist() == [[2, 4], [8, 4], [8, 8], [2, 8]]
     mask = mask_of([outline], (12, 10))
