@@ -236,7 +236,7 @@ class Training:
                 f"the loss became {value} in epoch {self.epoch} on {names}; use a smaller rate than lr={self.recipe.lr}"
                 + (", or bf16 or float32 in place of fp16" if self.recipe.precision == "fp16" else "")
             )
-        waited += float(getattr(self.net, "last_waited", 0.0))
+        waited += _waited(self.net)
         return _Found(len(opened), value, gradients, waited)
 
     def _careful(self, image: Any, labels: Tensor) -> tuple[float, list[Tensor | None]]:
@@ -444,6 +444,12 @@ def _schedule(recipe: Recipe, optimizer: torch.optim.Optimizer, total: int) -> t
 
 def _added(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     return b if a is None else a if b is None else a + b
+
+
+def _waited(net: nn.Module) -> float:
+    """Seconds that the last forward and backward of a streamed network stood still for pixels."""
+    reading = getattr(getattr(net, "last_run", None), "reading", None)
+    return float(getattr(reading, "waited", 0.0))
 
 
 def _together(images: Sequence[Any], device: torch.device) -> Any:
