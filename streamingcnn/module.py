@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from .budget import LESS, Budgets, guarded, kind_of_call
 from .capture import capture
+from .compiled import Compiler
 from .constant import constant_blocks_in
 from .errors import StepMemoryError
 from .fingerprint import capture_key
@@ -37,7 +38,7 @@ Made = TypeVar("Made")
 #: How many captured shapes are remembered per module.
 REMEMBERED = 8
 #: ``memory=`` where none of memory, tile, stored and keep is given: None, "auto" or bytes.
-DEFAULT_MEMORY: int | str | None = None
+DEFAULT_MEMORY: int | str | None = "auto"
 
 
 class StreamingModule(nn.Module):
@@ -71,6 +72,9 @@ class StreamingModule(nn.Module):
         offload: where stored maps live: "device"; "host" (pinned memory beside a GPU); "disk:/path", in a file of that
             directory that has no name and goes with the step; "auto": on the device, and beside a GPU on the host
             where that is faster within the budget. What is not on the device takes none of the budget.
+        compile: run tiles that come often through ``torch.compile``: a first step of minutes, faster ones after it.
+            Where the compiler is missing, a warning says so and tiles run as they are. The bytes of a plan are those of
+            uncompiled tiles.
 
     Raises:
         UnsupportedModuleError: something in the module cannot be streamed exactly; all problems are listed. What
@@ -89,6 +93,7 @@ class StreamingModule(nn.Module):
         memory: int | str | None = None,
         plan: Plan | SavedPlan | Sequence[Plan | SavedPlan] | None = None,
         offload: str = "auto",
+        compile: bool = False,
     ) -> None:
         if not isinstance(module, nn.Module):
             raise TypeError(f"StreamingModule wraps an nn.Module; got {type(module).__name__}")
@@ -105,7 +110,7 @@ class StreamingModule(nn.Module):
         if memory is not None and (stored is not None or keep):
             raise ValueError("memory= chooses stored maps and kept stages itself; leave out stored= and keep=")
         self.tile, self.stored, self.keep = tile, stored, tuple(keep)
-        self._offload = parse_offload(offload)
+        self._offload, self.compiled = parse_offload(offload), compile
         self.given_plans = _saved(plan)
         if self.given_plans:
             if any(choice is not None for choice in (tile, stored, *keep, memory)):
@@ -271,7 +276,8 @@ class StreamingModule(nn.Module):
 
     def _runner(self, graph: Graph, plan: Plan, key: Any, needs: frozenset[str], device: str) -> Runner:
         def make() -> Runner:
-            return Runner(graph, list(plan.steps), needs, device, folder=self._offload.folder)
+            compiler = Compiler() if self.compiled else None
+            return Runner(graph, list(plan.steps), needs, device, folder=self._offload.folder, compiler=compiler)
 
         return _remembered(self._runners, (key, needs, device), make)
 

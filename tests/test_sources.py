@@ -82,10 +82,21 @@ def test_a_missing_file_is_named(tmp_path):
         open_image(tmp_path / "nothing.tif")
 
 
-@pytest.mark.parametrize("content", [b"path,label,split\n", b"", b"\x89PNG\r\n\x1a\n" + bytes(64)])
-def test_a_file_that_is_no_slide_is_refused(tmp_path, content):
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        (b"path,label,split\n", r"is not an image that can be read; what can be read are slides .*\.nii"),
+        (b"", r"is empty \(0 bytes\)"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(64), r"is no PNG or JPEG, or is damaged"),
+        (b"II*\0" + bytes(64), r"is no TIFF, or its header is damaged"),
+        (b"\x93NUMPY\1\0", r"is no array of numpy, or is damaged"),
+        (b"\x1f\x8b" + bytes(9), r"is not an image that can be read"),
+    ],
+    ids=["text", "empty", "png", "tiff", "npy", "gzip"],
+)
+def test_a_file_that_is_no_image_is_refused(tmp_path, content, said):
     (tmp_path / "labels.csv").write_bytes(content)
-    with pytest.raises(ReadError, match=r"labels\.csv is not a slide that OpenSlide reads"):
+    with pytest.raises(ReadError, match=rf"labels\.csv {said}"):
         open_image(tmp_path / "labels.csv")
 
 

@@ -148,7 +148,7 @@ def test_masks_that_are_none_are_named(slide, tmp_path):
 
 @pytest.mark.parametrize("level", [0, 1, 2])
 def test_a_masked_source_keeps_the_tissue_at_every_level_and_nothing_far_from_it(slide, level):
-    mask, source = tissue_mask(slide), open_image(slide, level)
+    mask, source = tissue_mask(slide), open_image(slide, level=level)
     masked = mask.over(source, fill=255, block=16)
     pixels, seen = source.read_all(), masked.read(tuple((0, extent) for extent in source.shape[1:]))
     at_level = np.kron(mask.kept, np.ones((16 // 2**level,) * 2, bool))

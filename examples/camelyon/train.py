@@ -44,7 +44,7 @@ def main() -> None:
     args = parser.parse_args()
 
     cases = read_cases(args.table)
-    shape = open_image(cases[0].path, args.level).shape
+    shape = open_image(cases[0].path, level=args.level).shape
 
     # Any module of local operations. Wrapping it changes how it runs, and nothing else: ordinary optimisers,
     # losses and checkpoints go with it.

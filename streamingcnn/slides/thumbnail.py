@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from streamingcnn.boxes import Box
-from streamingcnn.sources.slide import SlideImage, open_image
+from streamingcnn.sources.opened import open_image
+from streamingcnn.sources.slide import SlideImage
 from streamingcnn.sources.source import Source
 
 __all__ = ["Thumbnail", "levels_of", "thumbnail"]

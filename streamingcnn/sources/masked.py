@@ -8,14 +8,14 @@ pages.py), and the file is not read there.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from streamingcnn.boxes import Box, intersect, relative
-from streamingcnn.sources.source import ConstantBlocks, Source
+from streamingcnn.sources.source import ConstantBlocks, Source, constant_blocks_of
 
 __all__ = ["MaskedSource"]
 
@@ -36,6 +36,8 @@ class MaskedSource:
             of ``steps`` pixels of the image.
         fill: the value outside, in the source's own units: one number, or one per channel.
         steps: the size of a block per axis; None: the image's extent over the mask's, rounded up.
+        outside: "fill" sets pixels outside the mask to the fill value, and exactness is that of the filled image;
+            "keep" leaves them as they are, and the whole image is read and computed.
 
     Raises:
         ValueError: the mask's blocks do not cover the image.
@@ -47,26 +49,38 @@ class MaskedSource:
         mask: npt.ArrayLike,
         fill: float | Sequence[float],
         steps: Sequence[int] | None = None,
+        outside: Literal["fill", "keep"] = "fill",
     ) -> None:
+        if outside not in ("fill", "keep"):
+            raise ValueError(f"outside={outside!r}; needed is 'fill' or 'keep'")
         kept = np.asarray(mask).astype(bool)
         extents = tuple(source.shape[len(source.shape) - kept.ndim :])
         if not kept.size or kept.ndim > len(source.shape) - 1:
             raise ValueError(f"a mask of shape {kept.shape} does not fit an image of shape {tuple(source.shape)}")
         if steps is None:
             steps = tuple(-(-extent // size) for extent, size in zip(extents, kept.shape, strict=True))
-        self.source, self.mask, self.steps = source, kept, tuple(steps)
+        self.source, self.mask, self.steps, self.outside = source, kept, tuple(steps), outside
         self.shape, self.dtype, self.axes = source.shape, source.dtype, source.axes
         values = torch.as_tensor(fill, dtype=source.dtype).reshape(-1, *(1,) * kept.ndim)
         self.fill = values.expand(source.shape[-kept.ndim - 1], *values.shape[1:])
         self.blocks = ConstantBlocks(self.steps, np.where(kept, -1, 0))
         self.blocks.check(extents)
 
-    def constant_blocks(self) -> ConstantBlocks:
-        """Everything outside the mask."""
-        return self.blocks
+    def constant_blocks(self) -> ConstantBlocks | None:
+        """Everything outside the mask, where it is filled; else what the image itself says."""
+        return self.blocks if self.outside == "fill" else constant_blocks_of(self.source)
+
+    @property
+    def filled(self) -> str:
+        """What is done with pixels outside the mask, in words."""
+        values = ", ".join(f"{value:g}" for value in dict.fromkeys(self.fill.flatten().tolist()))
+        done = f"set to {values}" if self.outside == "fill" else "kept"
+        return f"{1 - self.mask.mean():.1%} of the image, outside its mask, {done}"
 
     def read(self, box: Box) -> torch.Tensor:
         """The pixels of a box; the source is read once, over the hull of what is kept there."""
+        if self.outside == "keep":
+            return self.source.read(box)
         leading = self.shape[: len(self.shape) - len(box)]
         lengths = [high - low for low, high in box]
         filled = self.fill.expand(*leading, *lengths)

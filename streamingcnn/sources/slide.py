@@ -1,13 +1,12 @@
 """Whole-slide images through OpenSlide.
 
 OpenSlide's own coordinates are (x, y) of the full image whatever the level; here, as everywhere in this
-library, a box is (rows, columns) in pixels of the level that was opened. An OpenSlide handle must not cross
-a fork, so each process opens its own at its first read.
+library, a box is (rows, columns) in pixels of the level that was opened.
 """
 
 from __future__ import annotations
 
-import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,83 +15,66 @@ import openslide
 import torch
 from PIL import Image
 
-from streamingcnn.boxes import Box, full, sizes
+from streamingcnn.boxes import Box, sizes
+from streamingcnn.sources.file import FileImage, Handle
+from streamingcnn.sources.resolution import plausible
 from streamingcnn.sources.source import ReadError
 
-__all__ = ["SlideImage", "open_image"]
+__all__ = ["SlideImage"]
+
+#: Decoded tiles that a handle keeps, in bytes.
+CACHE = 32 << 20
 
 
-def open_image(path: str | Path, level: int = 0) -> SlideImage:
-    """Open a slide at one level of its pyramid.
+class SlideImage(FileImage):
+    """One level of a slide as a source: RGB, transparent pixels on the slide's own background.
 
     Example::
 
-        image = open_image("slide.tif")
-        image.shape, image.mpp                           # (3, 1024, 1024), (0.5, 0.5)
+        image = SlideImage("slide.svs", level=1)
+        image.shape, image.mpp                           # (3, 8192, 8192), (1.0, 1.0)
         image.read(((0, 256), (512, 1024)))              # (3, 256, 512) uint8
 
     Level 0 is the full image; negative levels count from the smallest one.
+
+    Attributes:
+        vendor: of the scanner, as OpenSlide names it.
 
     Raises:
         FileNotFoundError: there is no such file.
         ReadError: the file is no slide, or is damaged.
         ValueError: the slide has no such level.
     """
-    return SlideImage(path, level)
-
-
-class SlideImage:
-    """One level of a slide as a source: RGB, transparent pixels on the slide's own background.
-
-    Attributes:
-        path: the file.
-        level: of the pyramid, 0 is the full image.
-        shape: (3, height, width) in pixels of this level.
-        downsample: pixels of the full image per pixel of this level.
-        mpp: micrometres per pixel of this level along (y, x), None where the file does not say.
-    """
-
-    dtype = torch.uint8
-    axes = "CYX"
 
     def __init__(self, path: str | Path, level: int = 0) -> None:
-        self.path = Path(path)
-        self._handle: openslide.OpenSlide | None = None
-        self._opened_by = -1
-        handle = self._open()
+        super().__init__(path)
+        self._handle = Handle(partial(_opened, self.path), _closed)
+        handle = self._handle.get()
         if not -handle.level_count <= level < handle.level_count:
             have = ", ".join(f"{n}: {h}x{w}" for n, (w, h) in enumerate(handle.level_dimensions))
             raise ValueError(f"{self.path} has no level {level}; its levels are (height x width) {have}")
         self.level = level % handle.level_count
         width, height = handle.level_dimensions[self.level]
         self.shape = (3, int(height), int(width))
-        self.downsample = float(handle.level_downsamples[self.level])
-        self.mpp = _mpp(handle.properties, self.downsample)
+        self.levels = tuple(float(downsample) for downsample in handle.level_downsamples)
+        self.downsample = self.levels[self.level]
+        self.vendor = str(handle.properties.get(openslide.PROPERTY_NAME_VENDOR, ""))
+        stated = _mpp(handle.properties)
+        self.stated_mpp = None if stated is None else tuple(size * self.downsample for size in stated)
+        self.mpp = self.stated_mpp if plausible(stated) else None
         background = handle.properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR, "FFFFFF")
         self._background = f"#{background}"
 
-    def read(self, box: Box) -> torch.Tensor:
-        """The pixels of a box ((top, bottom), (left, right)) of this level, (3, rows, columns) uint8.
+    def at_level(self, level: int) -> SlideImage:
+        return self if level == self.level else SlideImage(self.path, level)
 
-        Raises:
-            ValueError: the box is not inside the image.
-            ReadError: the file is damaged there; the message names file and box.
-        """
-        if len(box) != 2 or any(
-            not 0 <= low <= high <= extent for (low, high), extent in zip(box, self.shape[1:], strict=True)
-        ):
-            raise ValueError(
-                f"{self.path}: the box {box} is not inside level {self.level}, which is "
-                f"((0, {self.shape[1]}), (0, {self.shape[2]}))"
-            )
+    def _pixels(self, box: Box) -> torch.Tensor:
         rows, columns = sizes(box)
-        if not rows * columns:
-            return torch.empty(3, rows, columns, dtype=torch.uint8)
         corner = (round(box[1][0] * self.downsample), round(box[0][0] * self.downsample))
         try:
-            region = self._open().read_region(corner, self.level, (columns, rows))
+            region = self._handle.get().read_region(corner, self.level, (columns, rows))
         except openslide.OpenSlideError as error:
-            self.close()  # OpenSlide answers nothing more through a handle that has met an error
+            self._handle.forget()  # OpenSlide answers nothing more through a handle that has met an error
             raise ReadError(
                 f"{self.path}: the region {box} of level {self.level} cannot be read ({error}); the file is "
                 f"damaged or incomplete, copy it again or leave it out"
@@ -101,42 +83,33 @@ class SlideImage:
         opaque.paste(region, mask=region.getchannel("A"))
         return torch.from_numpy(np.array(opaque)).permute(2, 0, 1).contiguous()
 
-    def read_all(self) -> torch.Tensor:
-        """All pixels, (3, height, width) uint8; for slides and levels that fit into memory."""
-        return self.read(full(self.shape[1:]))
-
     def close(self) -> None:
-        """Let go of the file; a later read opens it again."""
-        if self._handle is not None and self._opened_by == os.getpid():
-            self._handle.close()
-        self._handle = None
-
-    def _open(self) -> openslide.OpenSlide:
-        if self._handle is None or self._opened_by != os.getpid():
-            if not self.path.is_file():
-                raise FileNotFoundError(f"there is no slide at {self.path.absolute()}")
-            try:
-                self._handle = openslide.OpenSlide(self.path)
-            except openslide.OpenSlideUnsupportedFormatError:
-                raise ReadError(
-                    f"{self.path} is not a slide that OpenSlide reads: a tiled TIFF, SVS, NDPI, MRXS or "
-                    f"another whole-slide format (`vips tiffsave --tile` makes one)"
-                ) from None
-            except openslide.OpenSlideError as error:
-                raise ReadError(f"{self.path} is a damaged slide: {error}; copy it again or leave it out") from error
-            self._opened_by = os.getpid()
-        return self._handle
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_handle": None, "_opened_by": -1}
-
-    def __repr__(self) -> str:
-        return f"SlideImage({str(self.path)!r}, level={self.level}, shape={self.shape}, mpp={self.mpp})"
+        self._handle.close()
 
 
-def _mpp(properties: Any, downsample: float) -> tuple[float, float] | None:
+def _opened(path: Path) -> openslide.OpenSlide:
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no slide at {path.absolute()}")
     try:
-        y, x = (float(properties[f"openslide.mpp-{axis}"]) for axis in "yx")
+        handle = openslide.OpenSlide(path)
+    except openslide.OpenSlideUnsupportedFormatError:
+        raise ReadError(
+            f"{path} is not a slide that OpenSlide reads: a tiled TIFF, SVS, NDPI, MRXS or "
+            f"another whole-slide format (`vips tiffsave --tile` makes one)"
+        ) from None
+    except openslide.OpenSlideError as error:
+        raise ReadError(f"{path} is a damaged slide: {error}; copy it again or leave it out") from error
+    handle.set_cache(openslide.OpenSlideCache(CACHE))
+    return handle
+
+
+def _closed(handle: openslide.OpenSlide) -> None:
+    handle.close()
+
+
+def _mpp(properties: Any) -> tuple[float, ...] | None:
+    """Micrometres per pixel of the full image along (y, x), as the file says."""
+    try:
+        return tuple(float(properties[f"openslide.mpp-{axis}"]) for axis in "yx")
     except (KeyError, ValueError):
         return None
-    return (y * downsample, x * downsample)

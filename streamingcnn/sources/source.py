@@ -6,8 +6,9 @@ answer these few questions can stand for an image.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,7 @@ import torch
 
 from streamingcnn.boxes import Box
 
-__all__ = ["ConstantBlocks", "ReadError", "Source", "constant_blocks_of"]
+__all__ = ["ConstantBlocks", "ReadError", "Source", "constant_blocks_of", "said_by"]
 
 
 @runtime_checkable
@@ -27,9 +28,14 @@ class Source(Protocol):
         image = open_image("slide.tif")
         top_left = image.read(((0, 512), (0, 512)))      # (3, 512, 512) uint8
 
-    A streamed module takes one in place of an image of one: ``net(source)``. A source whose pixels are the same over
-    large parts may say so by a method ``constant_blocks() -> ConstantBlocks | None``; what the network computes on
-    equal pixels is then computed once.
+    A streamed module takes one in place of an image of one: ``net(source)``. Boxes are read ahead in a thread beside
+    the one that computes. What a source may have beside the attributes below:
+
+    - ``constant_blocks() -> ConstantBlocks | None``: where its pixels are all the same; what the network computes on
+      equal pixels is then computed once.
+    - ``threads``: how many threads may read at the same time; 1 where it says nothing, 0 for none but the caller's.
+    - ``source``: the source that it reads from, where it changes the pixels of another one.
+    - ``mpp``: micrometres per pixel along each spatial axis.
 
     Attributes:
         shape: channels first, then the extent of every spatial axis in pixels.
@@ -89,6 +95,25 @@ def constant_blocks_of(source: object) -> ConstantBlocks | None:
     say = getattr(source, "constant_blocks", None)
     found: ConstantBlocks | None = None if say is None else say()
     return found
+
+
+def said_by(source: object, name: str, default: Any = None) -> Any:
+    """What a source says of itself under a name, or the first one it reads from that says it.
+
+    >>> from streamingcnn.sources import ArraySource, ScaledSource
+    >>> image = ArraySource(torch.zeros(1, 8, 8))
+    >>> image.mpp = (0.5, 0.5)
+    >>> said_by(ScaledSource(image), "mpp")
+    (0.5, 0.5)
+    """
+    return next((found for each in _chain(source) if (found := getattr(each, name, None)) is not None), default)
+
+
+def _chain(source: object) -> Iterator[object]:
+    """A source, the one that it reads from, and so on."""
+    while source is not None:
+        yield source
+        source = getattr(source, "source", None)
 
 
 class ReadError(OSError):

@@ -25,7 +25,7 @@ from streamingcnn.files import whole_file
 from streamingcnn.slides.annotations import read_asap
 from streamingcnn.slides.cases import Case
 from streamingcnn.slides.heatmaps import overlay
-from streamingcnn.sources.slide import open_image
+from streamingcnn.sources import open_image
 from streamingcnn.training.loop import Epoch, fit
 from streamingcnn.training.metrics import auc
 from streamingcnn.training.predict import Prediction, predict, saliency
@@ -113,12 +113,12 @@ def study(
 
 
 def _read(case: Case, level: int) -> Tensor:
-    return open_image(case.path, level).read_all()
+    return open_image(case.path, level=level).read_all()
 
 
 def _picture(net: nn.Module, found: Prediction, score: Callable[[Tensor], Tensor], level: int) -> Image.Image:
     """Two copies of the slide side by side: under the map of logits, and under the saliency."""
-    slide = open_image(found.case.path, level)
+    slide = open_image(found.case.path, level=level)
     pixels = slide.read_all()
     outlines = read_asap(found.case.outlines) if found.case.outlines.exists() else []
     heats = [(torch.sigmoid(found.logits), (0.5, 1.0)), (saliency(net, pixels, score), (0.0, 1.0))]
