@@ -287,7 +287,9 @@ def test_contours_are_valid_and_enclose_what_is_above_the_threshold(seed, thresh
     for row in range(0, heat.shape[0] - 1, 3):
         for column in range(0, heat.shape[1] - 1, 3):
             middle = geometry.Point((column + 0.5) * 16, (row + 0.5) * 16)
-            assert together.covers(middle) == (float(heatmap.heat[row, column]) > threshold)
+            value = float(heatmap.heat[row, column])
+            if value == threshold or abs(value - threshold) > 1e-3:  # nearer than corners are rounded to
+                assert together.covers(middle) == (value > threshold)
 
 
 def test_a_ring_of_heat_has_a_hole_with_an_island_in_it():

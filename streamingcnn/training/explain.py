@@ -24,6 +24,7 @@ from streamingcnn.boxes import Box
 from streamingcnn.input_gradient import input_gradient
 from streamingcnn.module import StreamingModule
 from streamingcnn.slides.heatmaps import Heatmap, scaled_to_one
+from streamingcnn.slides.level0 import level_0
 from streamingcnn.sources.source import Source
 
 __all__ = ["WAYS", "explain"]
@@ -83,13 +84,9 @@ def explain(
         heat = _heat_of(maps, way, kind, classes, target)
         strides = _stride(seen.shape[-2:], maps.shape[-2:])
     values, said = heat
-    downsample = float(getattr(image, "downsample", 1.0))
-    size = (round(image.shape[-2] * downsample), round(image.shape[-1] * downsample))
-    per_pixel = (size[0] / image.shape[-2], size[1] / image.shape[-1])
-    scale = (strides[0] * per_pixel[0], strides[1] * per_pixel[1])
-    known = getattr(image, "mpp", None)
-    mpp = None if known is None else (known[0] / per_pixel[0], known[1] / per_pixel[1])
-    return Heatmap(values, scale, size, mpp, said)
+    whole = level_0(image)
+    scale = (strides[0] * whole.per_pixel[0], strides[1] * whole.per_pixel[1])
+    return Heatmap(values, scale, whole.size, whole.mpp, said)
 
 
 def _map_of(net: StreamingModule) -> tuple[StreamingModule | None, str]:
