@@ -18,11 +18,11 @@ from pathlib import Path
 
 from streamingcnn.memory import format_bytes
 
-__all__ = ["whole_file", "whole_folder"]
+__all__ = ["explained", "remove_partials", "whole_file", "whole_folder"]
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def whole_file(path: Path, durable: bool = False) -> Iterator[Path]:
     """The path to write to; the file appears at ``path`` when the block ends without an error.
 
     Example::
@@ -30,15 +30,22 @@ def whole_file(path: Path) -> Iterator[Path]:
         with whole_file(Path("report.html")) as partial:
             partial.write_text("...")
 
+    With ``durable`` it also survives a machine that stops: the content is on the disk before the rename, and the
+    rename before the block has ended.
+
     Raises:
         OSError: it could not be written; nothing is left behind, an older file at ``path`` stays.
     """
     partial = _partial(path)
     try:
         yield partial
+        if durable:
+            _to_disk(partial)
         os.replace(partial, path)
+        if durable and os.name == "posix":  # a folder is no file that Windows would open
+            _to_disk(path.parent)
     except OSError as error:
-        raise _explained(error, path) from error
+        raise explained(error, path) from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -65,17 +72,33 @@ def whole_folder(path: Path) -> Iterator[Path]:
             os.replace(path, older)
         os.replace(partial, path)
     except OSError as error:
-        raise _explained(error, path) from error
+        raise explained(error, path) from error
     finally:
         for leftover in (partial, older):
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+def remove_partials(path: Path) -> int:
+    """Remove what a killed process left of unfinished writes of ``path``; how many there were."""
+    leftovers = list(path.parent.glob(f".{path.name}.*.partial"))
+    for leftover in leftovers:
+        leftover.unlink(missing_ok=True)
+    return len(leftovers)
+
+
+def _to_disk(path: Path) -> None:
+    handle = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _partial(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.partial")
 
 
-def _explained(error: OSError, path: Path) -> OSError:
+def explained(error: OSError, path: Path) -> OSError:
     """The same error with the free space of the disk and the way out in its message."""
     reason = error.strerror or str(error)
     if error.errno is None:

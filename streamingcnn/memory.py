@@ -19,7 +19,6 @@ from __future__ import annotations
 import re
 import threading
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -110,19 +109,24 @@ def allocated(storage: torch.UntypedStorage) -> bool:
     return storage.resizable()
 
 
-def storages(tree: Any) -> Iterator[torch.UntypedStorage]:
+def storages(tree: Any) -> list[torch.UntypedStorage]:
     """The bytes behind every tensor in nested containers."""
-    if isinstance(tree, torch.Tensor):
-        # What torch.export wraps its fake tensors in names bytes that nobody holds.
-        if tree.layout is torch.strided and not isinstance(tree, FunctionalTensor):
-            yield tree.untyped_storage()
-    elif isinstance(tree, (tuple, list)):
-        for item in tree:
-            yield from storages(item)
-    elif isinstance(tree, dict):
-        yield from storages(tuple(tree.values()))
-    elif isinstance(tree, torch.UntypedStorage):  # the second argument of Tensor.set_
-        yield tree
+    found, waiting = [], [tree]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, torch.Tensor):
+            # What torch.export wraps its fake tensors in names bytes that nobody holds.
+            if one.layout is torch.strided and not isinstance(one, FunctionalTensor):
+                found.append(one.untyped_storage())
+        elif isinstance(one, (tuple, list)):
+            # Most of what operations are given are a few integers; no list mixes them with tensors.
+            if not (one and type(one) is list and type(one[0]) is int):
+                waiting.extend(one)
+        elif isinstance(one, dict):
+            waiting.extend(one.values())
+        elif isinstance(one, torch.UntypedStorage):  # the second argument of Tensor.set_
+            found.append(one)
+    return found
 
 
 def format_bytes(count: float) -> str:

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from .ahead import Reading
 from .budget import LESS, Budgets, guarded, kind_of_call
 from .capture import capture
+from .compiled import Compiler
 from .constant import constant_blocks_in
 from .errors import StepMemoryError
 from .fingerprint import capture_key
@@ -40,7 +41,7 @@ Made = TypeVar("Made")
 #: How many captured shapes are remembered per module.
 REMEMBERED = 8
 #: ``memory=`` where none of memory, tile, stored and keep is given: None, "auto" or bytes.
-DEFAULT_MEMORY: int | str | None = None
+DEFAULT_MEMORY: int | str | None = "auto"
 
 
 class StreamingModule(nn.Module):
@@ -74,6 +75,9 @@ class StreamingModule(nn.Module):
         offload: where stored maps live: "device"; "host" (pinned memory beside a GPU); "disk:/path", in a file of that
             directory that has no name and goes with the step; "auto": on the device, and beside a GPU on the host
             where that is faster within the budget. What is not on the device takes none of the budget.
+        compile: run tiles that come often through ``torch.compile``: a first step of minutes, faster ones after it.
+            Where the compiler is missing, a warning says so and tiles run as they are. The bytes of a plan are those of
+            uncompiled tiles.
 
     Raises:
         UnsupportedModuleError: something in the module cannot be streamed exactly; all problems are listed. What
@@ -92,6 +96,7 @@ class StreamingModule(nn.Module):
         memory: int | str | None = None,
         plan: Plan | SavedPlan | Sequence[Plan | SavedPlan] | None = None,
         offload: str = "auto",
+        compile: bool = False,
     ) -> None:
         if not isinstance(module, nn.Module):
             raise TypeError(f"StreamingModule wraps an nn.Module; got {type(module).__name__}")
@@ -108,7 +113,7 @@ class StreamingModule(nn.Module):
         if memory is not None and (stored is not None or keep):
             raise ValueError("memory= chooses stored maps and kept stages itself; leave out stored= and keep=")
         self.tile, self.stored, self.keep = tile, stored, tuple(keep)
-        self._offload = parse_offload(offload)
+        self._offload, self.compiled = parse_offload(offload), compile
         self.given_plans = _saved(plan)
         if self.given_plans:
             if any(choice is not None for choice in (tile, stored, *keep, memory)):
@@ -280,7 +285,8 @@ class StreamingModule(nn.Module):
 
     def _runner(self, graph: Graph, plan: Plan, key: Any, needs: frozenset[str], device: str) -> Runner:
         def make() -> Runner:
-            return Runner(graph, list(plan.steps), needs, device, folder=self._offload.folder)
+            compiler = Compiler() if self.compiled else None
+            return Runner(graph, list(plan.steps), needs, device, folder=self._offload.folder, compiler=compiler)
 
         return _remembered(self._runners, (key, needs, device), make)
 
@@ -374,7 +380,7 @@ class StreamingModule(nn.Module):
             return guarded(lambda: runner.forward(env, None, sharing, sinks), explain)
 
     def _given(
-        self, graph: Graph, leaves: Sequence[Any], reading: Reading
+        self, graph: Graph, leaves: Sequence[Any], reading: Reading | None = None
     ) -> tuple[dict[Value, Tensor], dict[str, Any]]:
         """The tensors behind the graph's given values: those autograd saves, and the rest."""
         mutated = {name for name, _ in graph.mutations}

@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from .boxes import Box
+from .compiled import Compiler
 from .graph import Given, Graph, Plain, uses
 from .maps import DenseMap, Gradients, Map, Sink, SourceMap
 from .ops.reductions import repeated
@@ -40,7 +41,7 @@ from .ops.rule import Value, replace_values
 from .pages import PagedMap
 from .places import DEVICE, Place, Wanted, open_places
 from .plan.cost import map_bytes
-from .plan.stages import Globals, Stage
+from .plan.stages import Globals, Program, Stage
 from .sides import Sides, leaf
 from .signature import Sharing
 from .tile import run_tile
@@ -118,6 +119,7 @@ class Runner:
         needs: the names of the values that need a gradient (:func:`requiring`).
         device_type: where it runs; autocast is off there, since capture made its casts nodes of the graph.
         folder: where maps live that the plan puts on disk.
+        compiler: what compiles tiles; None: they run as they are.
     """
 
     graph: Graph
@@ -125,6 +127,7 @@ class Runner:
     needs: frozenset[str]
     device_type: str
     folder: str | None = None
+    compiler: Compiler | None = None
 
     def __post_init__(self) -> None:
         self.outputs = tuple(
@@ -289,6 +292,10 @@ class Runner:
         with torch.set_grad_enabled(keep):
             parts = [(v, b, maps[v.name].read(b)) for v, b in program.reads]
             reads = [(v, b, leaf(part, v.name in self.needs)) for v, b, part in parts] if keep else parts
+            if self.compiler is not None:
+                made = self.compiler.forward(stage, box, program, [tensor for _, _, tensor in reads], sides)
+                if made is not None:
+                    return RunTile(reads, made)
             held = {(v.name, b): tensor for v, b, tensor in reads}
             return RunTile(reads, run_tile(program, held, sides.get))
 
@@ -375,6 +382,8 @@ class Runner:
         again = () if kept else (box for box, _ in record.sharing.tiles(stage))
         with reading_ahead(stage, record.maps, again):
             for box, count in record.sharing.tiles(stage):
+                if box not in kept and self._backward_compiled(stage, box, record, pull, count, sides, gradients):
+                    continue
                 tile = kept.get(box) or self._recomputed(stage, box, record, sides)
                 if not retain:
                     kept.pop(box, None)
@@ -382,10 +391,32 @@ class Runner:
                 del tile  # or it would live on while the next one is computed
         sides.pull(gradients, retain)
 
+    def _backward_compiled(
+        self, stage: Stage, box: Box, record: Record, pull: Pull, count: int, sides: Sides, gradients: Gradients
+    ) -> bool:
+        """Compute a tile again and pull its gradient, as one compiled program; False where there is none."""
+        if self.compiler is None or (pull.of_sums and pull.map is None):
+            return False
+        program = stage.program(box)
+        reads = self._reads(program, record)
+        tensors = [tensor for _, _, tensor in reads]
+        pulled = self.compiler.backward(stage, box, program, tensors, sides, lambda: pull.at(box, None, count))
+        if pulled is None:
+            return False
+        wanted = [(value, part) for value, part, tensor in reads if tensor.requires_grad]
+        for (value, part), one in zip(wanted, pulled, strict=False):
+            gradients.add_box(value, part, one)
+        sides.add(pulled[len(wanted) :])
+        return True
+
+    def _reads(self, program: Program, record: Record) -> list[tuple[Value, Box, Tensor]]:
+        """What a tile reads, to differentiate by where a gradient is needed."""
+        return [(v, b, leaf(record.maps[v.name].read(b), v.name in self.needs)) for v, b in program.reads]
+
     def _recomputed(self, stage: Stage, box: Box, record: Record, sides: Sides) -> RunTile:
         program = stage.program(box)
         with torch.enable_grad():
-            reads = [(v, b, leaf(record.maps[v.name].read(b), v.name in self.needs)) for v, b in program.reads]
+            reads = self._reads(program, record)
             held = {(v.name, b): tensor for v, b, tensor in reads}
             # Backward can do without the values of the target, unless sums over them need them and no map has them.
             ghost = stage.stored or not stage.reductions
@@ -426,11 +457,12 @@ class Pull:
     of_sums: list[tuple[Reduction, Tensor, Tensor]]
     map: Map | None
 
-    def at(self, box: Box, tile: Tensor, count: int = 1) -> Tensor:
-        """The gradient at one tile, or at all those together that it stands for."""
+    def at(self, box: Box, tile: Tensor | None, count: int = 1) -> Tensor:
+        """The gradient at one tile, or at all those together that it stands for; sums need the tile's values."""
         gradient = None if self.of_map is None else self.of_map(box)
-        values = tile.detach() if self.map is None else self.map.read(box)
+        values = self.map.read(box) if self.map is not None else None if tile is None else tile.detach()
         for reduction, result, of_sum in self.of_sums:
+            assert values is not None
             pulled = reduction.pull(values, result, of_sum).expand_as(values)
             pulled = pulled if count == 1 else pulled * count
             gradient = pulled if gradient is None else gradient + pulled

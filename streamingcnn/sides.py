@@ -53,6 +53,15 @@ class Sides:
         """What rules ask global values of."""
         return self._held[argument.name] if isinstance(argument, Value) else argument
 
+    @property
+    def only_tensors(self) -> bool:
+        """Whether every global value is a tensor: a number could be another one in the next step."""
+        return all(isinstance(held, Tensor) for held in self._held.values())
+
+    def tensors(self) -> tuple[list[str], list[Tensor]]:
+        """The names of the global values, and their aliases."""
+        return list(self._held), list(self._held.values())
+
     def add(self, pulled: tuple[Tensor | None, ...]) -> None:
         """Add one tile's gradients, in the order of ``leaves``. Sums are float32 or wider."""
         sums, more = [], []

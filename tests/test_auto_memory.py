@@ -321,9 +321,7 @@ def test_auto_is_exact(free: list[int]) -> None:
     assert max(row.error for row in rows) <= 1e-10
 
 
-def test_the_default_is_one_line(monkeypatch: pytest.MonkeyPatch, free: list[int]) -> None:
-    assert StreamingModule(trunk()).memory is None
-    monkeypatch.setattr("streamingcnn.module.DEFAULT_MEMORY", "auto")
+def test_auto_is_the_default_where_nothing_is_chosen() -> None:
     assert StreamingModule(trunk()).memory == "auto"
     assert StreamingModule(trunk(), tile=16).memory is None
     assert StreamingModule(trunk(), stored=["1"]).memory is None

@@ -217,7 +217,7 @@ def made(name: str) -> tuple[nn.Module, nn.Module]:
 def test_shared_tiles_are_exact(name: str) -> None:
     """Four images of two, by tiles that divide the image, and so lie on the grid of every map, and by others."""
     module, plain = made(name)
-    net = StreamingModule(module)
+    net = StreamingModule(module, tile=16)
     for image, make in IMAGES.items():
         for net.tile in (16, 21):
             assert_exact(errors(net, plain, make(2)), (image, net.tile))

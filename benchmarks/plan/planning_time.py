@@ -13,8 +13,9 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from benchmarks.convnext import convnext_tiny
 from streamingcnn.capture import capture
 from streamingcnn.check import plain_bytes
 from streamingcnn.memory import format_bytes
@@ -32,44 +33,6 @@ class Case(NamedTuple):
     title: str
     make: Callable[[], nn.Module]
     size: tuple[int, ...]
-
-
-class ConvNeXtBlock(nn.Module):
-    """Depthwise 7x7, LayerNorm over channels and two linear layers, a scale per channel, a shortcut."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.depthwise = nn.Conv2d(channels, channels, 7, padding=3, groups=channels)
-        self.norm = nn.LayerNorm(channels, eps=1e-6)
-        self.wide, self.act, self.narrow = (
-            nn.Linear(channels, 4 * channels),
-            nn.GELU(),
-            nn.Linear(4 * channels, channels),
-        )
-        self.scale = nn.Parameter(torch.full((channels,), 1e-6))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.norm(self.depthwise(x).permute(0, 2, 3, 1))
-        y = self.scale * self.narrow(self.act(self.wide(y)))
-        return x + y.permute(0, 3, 1, 2)
-
-
-class ChannelNorm(nn.LayerNorm):
-    """LayerNorm over the channels of (N, C, H, W)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-
-def convnext_tiny() -> nn.Sequential:
-    """The trunk of ConvNeXt-T: 3, 3, 9 and 3 blocks of 96, 192, 384 and 768 channels."""
-    layers: list[nn.Module] = [nn.Conv2d(3, 96, 4, stride=4), ChannelNorm(96, eps=1e-6)]
-    for stage, depth in enumerate((3, 3, 9, 3)):
-        channels = 96 * 2**stage
-        if stage:
-            layers += [ChannelNorm(channels // 2, eps=1e-6), nn.Conv2d(channels // 2, channels, 2, stride=2)]
-        layers += [ConvNeXtBlock(channels) for _ in range(depth)]
-    return nn.Sequential(*layers)
 
 
 def densenet121() -> nn.Module:

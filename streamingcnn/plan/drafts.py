@@ -71,6 +71,14 @@ class Sides:
 
 
 @dataclass(frozen=True)
+class Trained:
+    """The parameters that a step reads and whose gradients it adds to, and the bytes of those gradients."""
+
+    names: frozenset[str]
+    bytes: int
+
+
+@dataclass(frozen=True)
 class Draft:
     """Stored nodes, the steps between them, and how those stages run that keep their graphs."""
 
@@ -135,6 +143,7 @@ class Workshop:
         }
         self.needs = requiring(graph, set(graph.trained))
         self._sides: dict[Piece, Sides] = {}
+        self._trained: dict[Entry, Trained] = {}
         self._pieces: dict[str, list[Piece]] = {}
 
     def _running(self, steps: Sequence[Stage | Globals]) -> dict[str, float]:
@@ -282,14 +291,26 @@ class Workshop:
         gradients = 0
         for k in reversed(range(count)):
             entry = draft.entries[k]
-            reads = self.sides(entry).read if isinstance(entry, Piece) else {value.name for value in entry.reads}
-            gradients += sum(self.gradients[name] for name in (reads & self.gradients.keys()) - summed)
-            summed |= reads
+            trained = self.trained(entry)
+            if summed.isdisjoint(trained.names):
+                gradients += trained.bytes
+            else:
+                gradients += sum(self.gradients[name] for name in trained.names - summed)
+            summed |= trained.names
             backward[k] += gradients
             if isinstance(entry, Piece):
-                forward[k] += self.sides(entry).forward
-                backward[k] += self.sides(entry).backward if self.needs else 0
+                sides = self.sides(entry)
+                forward[k] += sides.forward
+                backward[k] += sides.backward if self.needs else 0
         return forward, backward
+
+    def trained(self, entry: Entry) -> Trained:
+        """The parameters that a step adds gradients to."""
+        if entry not in self._trained:
+            reads = self.sides(entry).read if isinstance(entry, Piece) else {value.name for value in entry.reads}
+            names = frozenset(reads & self.gradients.keys())
+            self._trained[entry] = Trained(names, sum(self.gradients[name] for name in names))
+        return self._trained[entry]
 
     def sides(self, piece: Piece) -> Sides:
         """The global values of a stage."""

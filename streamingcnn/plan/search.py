@@ -78,8 +78,12 @@ def search(
         BudgetError: none fits; it names the smallest that was found, and the stage that needs most.
     """
     found, fastest = Search(graph, budget, times, image_tile, where, content), None
+    too_large = 0
     for k in range(ROUNDS):
         draft, outcome = found.best()
+        too_large = too_large + 1 if outcome.over else 0
+        if too_large == 2:  # not even by estimates that one tile of each stage has corrected
+            break
         steps = found.steps(draft, outcome)
         height = found.height(steps).bytes
         if height <= budget and (fastest is None or outcome.seconds < fastest[0]):
@@ -139,10 +143,9 @@ class Search:
 
     def best(self) -> tuple[Draft, Outcome]:
         """The fastest draft that fits by the estimate; the one that is least over where none does."""
+        fitted = {draft.stored: draft for draft in (self.fitted(int(self.target * share)) for share in SHARES)}
         found: list[tuple[int, float, Draft, Outcome]] = []
-        for least_share in SHARES:
-            least = int(self.target * least_share)
-            draft = self.fitted(least)
+        for draft in fitted.values():
             if not self.outcome(draft, 0).over:
                 draft = self.improved(self.keeping(self.improved(draft)))
             outcome = self.outcome(draft, 0)

@@ -311,6 +311,11 @@ class _Opened:
         self._mapped.clear()
         self.file.close()
 
+    def __del__(self) -> None:
+        # An image that nobody holds any more closes its file, as OpenSlide's and Python's own do.
+        if "file" in self.__dict__:
+            self.file.close()
+
 
 def _lengths(box: Box) -> tuple[int, ...]:
     return tuple(high - low for low, high in box)

@@ -1,4 +1,4 @@
-"""Libraries that only metrics and reports need are imported where they are used; a missing one is named."""
+"""Libraries that only some commands need are imported where they are used; a missing one is named."""
 
 from __future__ import annotations
 
@@ -6,7 +6,16 @@ from importlib.util import find_spec
 
 __all__ = ["require"]
 
-_PACKAGES = {"jinja2": "Jinja2", "matplotlib": "matplotlib", "sklearn": "scikit-learn"}
+#: The module: the name to install it by, and the extra of setup.cfg that brings it.
+_PACKAGES = {
+    "jinja2": ("Jinja2", "demo"),
+    "matplotlib": ("matplotlib", "demo"),
+    "openpyxl": ("openpyxl", "train"),
+    "skimage": ("scikit-image", "slides"),
+    "scipy": ("SciPy", "slides"),
+    "sklearn": ("scikit-learn", "demo"),
+    "tensorboard": ("tensorboard", "train"),
+}
 
 
 def require(*modules: str) -> None:
@@ -16,7 +25,9 @@ def require(*modules: str) -> None:
     """
     missing = [_PACKAGES[module] for module in modules if find_spec(module) is None]
     if missing:
+        names = " and ".join(name for name, _ in missing)
+        extras = ",".join(sorted({extra for _, extra in missing}))
         raise ModuleNotFoundError(
-            f"{' and '.join(missing)} cannot be imported, and metrics, reports and pictures need them; "
-            f"install with: pip install 'streamingcnn[demo]'"
+            f"{names} cannot be imported, and what was asked for needs it; "
+            f"install with: pip install 'streamingcnn[{extras}]'"
         )
