@@ -4,8 +4,8 @@
     the last stage             each tile goes to `.pred.tif.partial/` (outputs/blocks.py), and is forgotten
     when all are there         the tiles are put into the format, beside; `pred.tif.json` says of what; one rename
 
-The result is that of ``net(image)`` to the bit: it is the same tiles. What a run that goes on computes again are the
-stages before the last one, whose maps were in memory.
+The result is that of ``net(image)`` to the bit: it is the same tiles. What a run that goes on computes again is what
+the missing tiles need of the stages before the last one, whose maps were in memory.
 """
 
 from __future__ import annotations

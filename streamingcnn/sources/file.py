@@ -53,9 +53,11 @@ class Handle(Generic[T]):
         if mine is not None and mine.handle is not None and mine.process == os.getpid() and self._close is not None:
             self._close(mine.handle)
 
-    def forget(self) -> None:
-        """Let go of it without closing it, as other threads may be reading; the next use opens it again."""
-        self._mine = None
+    def forget(self, handle: T) -> None:
+        """Let go of a broken one without closing it, as other threads may be reading; the next use opens it again."""
+        mine = self._mine
+        if mine is not None and mine.handle is handle:
+            self._mine = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_mine": None}

@@ -35,6 +35,8 @@ __all__ = ["TiffImage", "check_tiff"]
 CACHE = 64 << 20
 #: The largest tile or strip that is decoded, in bytes.
 LARGEST = 256 << 20
+#: The pages of a slide that are looked at before OpenSlide opens it.
+_PAGES = 64
 #: Micrometres in a unit of ResolutionUnit: an inch, a centimetre, a millimetre, a micrometre.
 _UNITS = {2: 25400.0, 3: 10000.0, 4: 1000.0, 5: 1.0}
 _OME_UNITS = {"nm": 1e-3, "µm": 1.0, "μm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6}
@@ -91,7 +93,7 @@ def check_tiff(path: Path) -> None:
     It reads the headers alone.
     """
     with _open(path) as file:
-        for page in file.pages:
+        for page in itertools.islice(file.pages, _PAGES):
             if isinstance(page, tifffile.TiffPage) and not file.is_ndpi:
                 _check_page(path, page)
 
