@@ -6,6 +6,7 @@ read; a process that finds another one's handle leaves it alone.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable
@@ -63,7 +64,8 @@ class Handle(Generic[T]):
         return {**self.__dict__, "_mine": None}
 
     def __del__(self) -> None:
-        self.close()
+        with contextlib.suppress(Exception):  # at the end of a process, parts of what closes it may be gone
+            self.close()
 
 
 class _Mine(Generic[T]):
