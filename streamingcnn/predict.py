@@ -173,8 +173,13 @@ def _described(graph: Graph, result: Value, image: Any, net: StreamingModule, ma
 
 
 def _of_module(net: StreamingModule) -> str:
-    """A hash of the network's code as it prints itself, and of its weights."""
+    """A hash of the network as it prints itself, of what its layers' `forward` does, and of its weights."""
     found = hashlib.sha256(repr(net.module).encode())
+    for module in net.module.modules():
+        code = getattr(type(module).forward, "__code__", None)
+        if code is not None:
+            plain = [constant for constant in code.co_consts if isinstance(constant, (int, float, str, tuple))]
+            found.update(code.co_code + repr((code.co_names, plain)).encode())
     for name, tensor in net.module.state_dict().items():
         found.update(name.encode())
         if isinstance(tensor, Tensor):

@@ -153,6 +153,25 @@ def test_a_finished_prediction_is_known_and_another_is_not_overwritten(tmp_path:
         net.predict(source, out)
 
 
+def test_a_network_whose_forward_was_changed_is_another_one(tmp_path: Path) -> None:
+    def made(scale: float) -> nn.Module:
+        class Scaled(nn.Module):
+            def forward(self, x: Tensor) -> Tensor:
+                return x * 2.0
+
+        class Again(nn.Module):
+            def forward(self, x: Tensor) -> Tensor:
+                return x * 3.0
+
+        Again.__name__ = "Scaled"
+        return nn.Sequential(trunk(), Scaled() if scale == 2 else Again()).eval()
+
+    source, out = image(64, 64), tmp_path / "a.npy"
+    StreamingModule(made(2), tile=32).predict(source, out)
+    with pytest.raises(FileExistsError, match="another network"):
+        StreamingModule(made(3), tile=32).predict(source, out)
+
+
 KILLED = """
     import sys, time
     from pathlib import Path
