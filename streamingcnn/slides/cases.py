@@ -140,7 +140,8 @@ def read_table(
         each.read(path_col, id_col, label_col, group_col, split_col, split_col in header)
     problems = [*_alike(found), *_in_two_splits(found)]
     names = _number_labels(found) if task == "regression" else _class_labels(found, task, tuple(classes), problems)
-    listed = sorted([*problems, *((each.row.line, said) for each in found for said in each.problems)])
+    problems += [(each.row.line, said) for each in found for said in each.problems]
+    listed = sorted(problems, key=lambda problem: problem[0])
     if not found:
         listed = [(1, "there is no row below the header")]
     if listed:
