@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import runpy
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -130,6 +132,12 @@ def test_a_table_without_what_is_needed(folder: Path, text: str, said: str) -> N
         read_cases(table(folder, text))
 
 
+def test_a_split_for_every_case_or_for_none(folder: Path) -> None:
+    assert {c.split for c in read_cases(table(folder, "path,label,split\na.tif,0,\nb.tif,1,\n"))} == {""}
+    said = problems(table(folder, "path,label,split\na.tif,0,\nb.tif,1,train\n"))
+    assert said == ["line 2: the split is ''; it must be train, validation or test"]
+
+
 def test_a_slide_that_is_named_by_its_id_must_be_one_file(folder: Path) -> None:
     (folder / "a.svs").touch()
     path = table(folder, "id,label\na,0\nb,1\nz[1],1\n")
@@ -218,3 +226,43 @@ def test_splits_come_back_from_their_file(tmp_path: Path) -> None:
     assert read_splits(tmp_path / "splits.csv", bare) == cases
     with pytest.raises(ValueError, match=r"1 difference(.|\n)*0_0 is in splits.csv and not in the table"):
         read_splits(tmp_path / "splits.csv", [case for case in bare if case.name != "0_0"])
+
+
+# -------------------------------------------------------------------------------------------------- CAMELYON
+
+
+def test_the_tables_of_camelyon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = str(Path(__file__).parents[1] / "examples" / "camelyon" / "table.py")
+
+    def table_of(folder: Path) -> Path:
+        monkeypatch.setattr(sys, "argv", ["table.py", str(folder), "--out", str(folder / "t.csv")])
+        runpy.run_path(script, run_name="__main__")
+        return folder / "t.csv"
+
+    old = tmp_path / "16"
+    names = ["images/normal_001", "images/normal_002", "images/test_001", "images/test_002", "masks/tumor_001_mask"]
+    for name in [*names, *(f"training/tumor/tumor_{number:03d}" for number in range(1, 7))]:
+        (old / name).parent.mkdir(parents=True, exist_ok=True)
+        (old / f"{name}.tif").touch()
+    (old / "tumor_001.xml").touch()
+    (old / "reference.csv").write_text("test_001,Tumor,Micro\ntest_002,Normal,None\n")
+    found = read_table(table_of(old))
+    assert found.classes == ("normal", "tumor") and len(found.cases) == 10
+    by_name = {case.id: case for case in found.cases}
+    assert (by_name["test_001"].label, by_name["test_001"].split) == (1, "test")
+    assert (by_name["tumor_001"].label, by_name["tumor_001"].outlines) == (1, old / "tumor_001.xml")
+    assert Counter(case.split for case in found.cases) == {"train": 7, "validation": 1, "test": 2}
+
+    new = tmp_path / "17"
+    new.mkdir()
+    for name in ("patient_000_node_0", "patient_000_node_1", "patient_001_node_0", "patient_100_node_0"):
+        (new / f"{name}.tif").touch()
+    stages = ["patient,stage", "patient_000.zip,pN0", "patient_000_node_0.tif,negative", "patient_000_node_1.tif,itc"]
+    (new / "stages.csv").write_text("\n".join([*stages, "patient_001_node_0.tif,macro"]))
+    order = ("negative", "itc", "micro", "macro")
+    found = read_table(table_of(new), label_col="stage", task="ordinal", classes=order)
+    assert [(case.id, case.label, case.group) for case in found.cases] == [
+        ("patient_000_node_0", 0, "patient_000"),
+        ("patient_000_node_1", 1, "patient_000"),
+        ("patient_001_node_0", 3, "patient_001"),
+    ]
