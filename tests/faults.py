@@ -30,6 +30,7 @@ from torch import nn
 
 from streamingcnn.cli.main import main
 from streamingcnn.training.checkpoint import read_checkpoint
+from streamingcnn.training.folder import read_log
 
 SLIDES, SIDE = 6, 64
 #: Seconds that an aimed kill waits for a write to begin.
@@ -87,7 +88,7 @@ class Result:
 def faults(folder: Path, kills: int, epochs: int, seed: int = 0) -> Result:
     """Kill so often; an error where a checkpoint is torn."""
     server: Any = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["tests.faults"])
+    server.set_forkserver_preload(["tests.preloaded"])
     table, choose, result = prepare(folder), random.Random(seed), Result()
 
     def start(out: Path) -> Any:
@@ -151,7 +152,7 @@ def _same(a: Path, b: Path) -> bool:
                 print(f"{b.name}: another {part} in {name}", file=sys.stderr)
                 return False
     first_log, second_log = (
-        [(row["step"], row["loss"], row["lr"], row["validation"]) for row in csv.DictReader((run / "log.csv").open())]
+        [(row["step"], row["loss"], row["lr"], row["validation"]) for row in read_log(run / "log.csv")]
         for run in (a, b)
     )
     if first_log != second_log:

@@ -231,7 +231,7 @@ def limited(arguments: list[str], room: int, said: str) -> None:
 
 def process(target: Any, *arguments: Any) -> Any:
     server: Any = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["tests.faults"])
+    server.set_forkserver_preload(["tests.preloaded"])
     made = server.Process(target=target, args=arguments, daemon=True)
     made.start()
     return made
