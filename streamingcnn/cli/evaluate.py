@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
             slides.close(seen)
         return Answer(case.name, str(case.path), case.label, values, case.group)
 
-    with tqdm(cases, "evaluating", unit="slide", leave=False) as bar:
+    with tqdm(cases, "evaluating", unit="slide", leave=False, disable=None) as bar:
         result = evaluate(bar, answer, settings.task, settings.classes, draws=args.draws)
     if any(each.found for each in matched.values()):
         result = replace(result, froc=froc(list(matched.values())))

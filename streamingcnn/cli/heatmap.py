@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     cases = wanted(args, settings)
     slides = Slides(cases, settings)
     problems = 0
-    for number, case in enumerate(tqdm(cases, "heatmaps", unit="slide", leave=False, disable=len(cases) == 1)):
+    for number, case in enumerate(tqdm(cases, "heatmaps", unit="slide", leave=False, disable=None)):
         stem = out / case.name
         if args.skip_done and all((out / f"{case.name}{ending}").is_file() for ending in ENDINGS):
             continue
