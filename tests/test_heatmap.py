@@ -1,5 +1,6 @@
 """Heatmaps: what they show, exactly; the files that are made of them, where viewers look for them."""
 
+import csv
 import json
 from collections import OrderedDict
 
@@ -12,17 +13,21 @@ from PIL import Image
 from torch import nn
 
 from streamingcnn import StreamingModule
+from streamingcnn.cli.main import main
 from streamingcnn.input_gradient import input_gradient
 from streamingcnn.models import resnet18
-from streamingcnn.slides import LabelSource, read_geojson, tissue_mask
+from streamingcnn.slides import LabelSource, read_cases, read_geojson, tissue_mask
 from streamingcnn.slides.contours import contours, geojson
 from streamingcnn.slides.heat_files import read_heatmap, write_heatmap, write_tiff
 from streamingcnn.slides.heatmaps import Heatmap
 from streamingcnn.sources import ArraySource, MaskedSource, ScaledSource, open_image
 from streamingcnn.synthetic import make_slide, write_slide
 from streamingcnn.training.explain import explain
+from streamingcnn.training.run import load_run
+from streamingcnn.training.slides import Slides
 
 from .shared import shared
+from .trained import train
 
 DOUBLE = torch.float64
 
@@ -98,6 +103,7 @@ def test_inside_a_mask_it_is_exact_too_and_tiles_of_background_run_once():
     wanted = expected[0].abs().sum(0)[inside]
     assert wanted.min() > 0
     torch.testing.assert_close(heat[inside], wanted, rtol=1e-9, atol=0)
+    assert not heat[~inside].any()  # what was filled in has no gradient of its own
 
 
 def test_only_some_rows_of_the_gradient_exist_at_a_time():
@@ -175,14 +181,14 @@ def test_activation_is_the_heads_own_map_and_lies_on_its_stride(slide):
     net = network(Head)
     image = open_image(slide, level=1)
     seen = ScaledSource(image)
-    heatmap = explain(StreamingModule(net, tile=64), seen, image)
+    heatmap = explain(StreamingModule(net, tile=64), seen)
     with torch.no_grad():
         logits = net.head.logits(net.trunk(seen.read(((0, 256), (0, 384)))[None]))[0, 0]
     torch.testing.assert_close(torch.from_numpy(heatmap.heat), torch.sigmoid(logits), rtol=0, atol=1e-6)
     assert heatmap.scale == (16, 16)  # stride 8 at half the resolution
     assert heatmap.size == (512, 768)
     assert heatmap.mpp == pytest.approx((0.5, 0.5))
-    against = explain(StreamingModule(net, tile=64), seen, image, target=0, classes=["normal", "tumour"])
+    against = explain(StreamingModule(net, tile=64), seen, target=0, classes=["normal", "tumour"])
     np.testing.assert_allclose(against.heat, 1 - heatmap.heat, atol=1e-6)
     assert "'normal'" in against.how
 
@@ -192,13 +198,18 @@ def test_attention_shows_the_weights_and_several_classes_the_answered_one(slide)
     seen = ScaledSource(image)
     x = seen.read(((0, 128), (0, 192)))[None]
     net = network(AttentionHead)
-    heatmap = explain(StreamingModule(net, tile=64), seen, image)
+    heatmap = explain(StreamingModule(net, tile=64), seen)
     with torch.no_grad():
         weights = net.head.where()(net.trunk(x))[0, 0].numpy()
-    np.testing.assert_allclose(heatmap.heat, np.minimum(weights / np.quantile(weights, 0.995), 1), rtol=1e-4)
+    even = weights * weights.size
+    expected = np.clip((even - 1) / (max(2, np.quantile(even, 0.995)) - 1), 0, 1)
+    np.testing.assert_allclose(heatmap.heat, expected, atol=1e-3)
     assert heatmap.how.startswith("attention")
+    with torch.no_grad():
+        net.head.logits.weight.zero_()
+    assert explain(StreamingModule(net, tile=64), seen).heat.max() < 1e-3  # attention to all alike is cold
     net = network(Head, 3)
-    heatmap = explain(StreamingModule(net, tile=64), seen, image, kind="multiclass", classes="abc")
+    heatmap = explain(StreamingModule(net, tile=64), seen, kind="multiclass", classes="abc")
     with torch.no_grad():
         chosen, maps = int(net(x).argmax()), net.head.logits(net.trunk(x))[0]
     np.testing.assert_allclose(heatmap.heat, maps.softmax(0)[chosen].numpy(), atol=1e-6)
@@ -209,7 +220,7 @@ def test_saliency_is_the_mean_gradient_of_each_cell(slide):
     net = network(Head, 2).to(DOUBLE)
     image = open_image(slide, level=1)
     seen = double(image)
-    heatmap = explain(StreamingModule(net, tile=64), seen, image, "saliency", kind="multiclass", target=1)
+    heatmap = explain(StreamingModule(net, tile=64), seen, "saliency", kind="multiclass", target=1)
     x = seen.read(((0, 256), (0, 384)))[None].requires_grad_()
     (gradient,) = torch.autograd.grad(net(x)[0, 1], x)
     cells = gradient.abs().sum(1)[0].reshape(16, 16, 24, 16).mean((1, 3)).numpy()
@@ -221,12 +232,12 @@ def test_a_map_that_a_network_has_not_is_refused_with_those_it_has(slide):
     image = open_image(slide, level=2)
     net = StreamingModule(network(Head), tile=64)
     with pytest.raises(ValueError, match=r"its head has activation; ask for activation or saliency"):
-        explain(net, ScaledSource(image), image, "attention")
+        explain(net, ScaledSource(image), "attention")
     plain = StreamingModule(nn.Conv2d(3, 1, 3), tile=64)
     with pytest.raises(ValueError, match="no head of this package; ask for saliency"):
-        explain(plain, ScaledSource(image), image, "activation")
+        explain(plain, ScaledSource(image), "activation")
     with pytest.raises(ValueError, match="there is no way 'gradcam'"):
-        explain(plain, ScaledSource(image), image, "gradcam")
+        explain(plain, ScaledSource(image), "gradcam")
 
 
 # ------------------------------------------------------------------------------------------------------- the files
@@ -366,7 +377,7 @@ def test_a_real_slide_to_files_that_lie_over_the_same_tissue(tmp_path):
     head.where = Darkness
     net = StreamingModule(nn.Sequential(OrderedDict(trunk=trunk, head=head)).eval(), tile=512)
     image = open_image(path)
-    heatmap = explain(net, ScaledSource(image), image, "activation")
+    heatmap = explain(net, ScaledSource(image), "activation")
     tif, areas, drawn, _ = write_heatmap(heatmap, path, tmp_path / "CMU-1")
     with openslide.OpenSlide(path) as slide, openslide.OpenSlide(tif) as heat:
         across, down = (float(heat.properties[f"openslide.mpp-{axis}"]) for axis in "xy")
@@ -389,3 +400,87 @@ def test_a_real_slide_to_files_that_lie_over_the_same_tissue(tmp_path):
     assert overlap > 0.75
     with Image.open(drawn) as picture:
         assert max(picture.size) <= 1536
+
+
+# ------------------------------------------------------------------------------------------------- the command
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return train(tmp_path_factory.mktemp("run"), "--head", "mean")
+
+
+def test_the_command_writes_all_files_for_one_slide_or_a_table(run, tmp_path, capsys):
+    out, table = run
+    slide = table.parent / "images" / "test_001.tif"
+    assert main(["heatmap", str(out), str(slide), "--out", str(tmp_path), "--threshold", "0.3"]) == 0
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == [f"test_001{ending}" for ending in (".geojson", ".npz", ".png", ".tif")]
+    first = read_heatmap(tmp_path / "test_001.npz")
+    assert first.size == (512, 512)
+    assert first.scale == (16, 16)  # stride 8 on level 1
+    assert main(["heatmap", str(out), str(table), "--way", "saliency"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("saliency: mean |gradient| of the answer") == 8
+    assert "8 slides, 0 with a problem" in shown
+    assert len(list((out / "heatmaps").glob("*.tif"))) == 8
+    before = (out / "heatmaps" / "test_001.tif").stat().st_mtime_ns
+    assert main(["heatmap", str(out), str(table), "--skip-done"]) == 0
+    assert (out / "heatmaps" / "test_001.tif").stat().st_mtime_ns == before
+
+
+def test_the_command_goes_on_after_a_bad_slide(run, tmp_path, capsys):
+    out, table = run
+    (tmp_path / "broken.tif").write_bytes(b"II*\0")
+    slides = [tmp_path / "broken.tif", table.parent / "images" / "test_000.tif"]
+    assert main(["heatmap", str(out), *map(str, slides), "--out", str(tmp_path / "maps")]) == 1
+    captured = capsys.readouterr()
+    assert "PROBLEM broken" in captured.err
+    assert sorted(path.suffix for path in (tmp_path / "maps").iterdir()) == [".geojson", ".npz", ".png", ".tif"]
+    assert main(["heatmap", str(out), str(slides[1]), "--class", "benign"]) == 1
+    assert "there is no class 'benign'; the run has 0, 1" in capsys.readouterr().err
+    assert main(["heatmap", str(out), str(slides[1]), str(slides[1])]) == 1
+    assert "would write the same files" in capsys.readouterr().err
+
+
+def test_evaluate_writes_metrics_predictions_pictures_and_froc(run, tmp_path, capsys):
+    out, table = run
+    froc = ["--froc", "all", "--smallest", "30", "--heatmaps", "1", "--draws", "50"]
+    assert main(["evaluate", str(out), str(table), *froc]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].startswith("AUC ")
+    assert lines[-1].endswith("on 4 cases")
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["cases"] == 4
+    assert 0 <= metrics["froc"]["score"] <= 1
+    assert metrics["froc"]["lesions"] >= 2
+    assert {"roc.png", "confusion.png", "froc.png", "predictions.csv", "report.html"} <= {p.name for p in out.iterdir()}
+    net, settings = load_run(out)
+    with (out / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    slides = Slides([case for case in read_cases(table) if case.split == "test"], settings)
+    with torch.no_grad():
+        expected = [float(torch.sigmoid(net(slides.image(number)))) for number in range(4)]
+    assert [float(row["p_1"]) for row in rows] == pytest.approx(expected, abs=1e-5)
+
+
+def test_evaluate_on_another_split_and_of_a_checkpoint(run, tmp_path, capsys):
+    out, table = run
+    checkpoint = out / "checkpoints" / "last.pt"
+    arguments = [
+        str(checkpoint),
+        str(table),
+        "--split",
+        "all",
+        "--out",
+        str(tmp_path),
+        "--heatmaps",
+        "0",
+        "--draws",
+        "20",
+    ]
+    assert main(["evaluate", *arguments]) == 0
+    assert json.loads((tmp_path / "metrics.json").read_text())["cases"] == 8
+    assert not (tmp_path / "heatmaps").exists()
+    assert main(["evaluate", str(out), str(table), "--split", "validation"]) == 1
+    assert "has no case of split 'validation' (it has test, train); --split all takes all" in capsys.readouterr().err

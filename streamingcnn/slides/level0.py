@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from streamingcnn.sources.file import FileImage
+from streamingcnn.sources.masked import MaskedSource
 from streamingcnn.sources.resampled import ResampledSource
+from streamingcnn.sources.scaled import ScaledSource
 from streamingcnn.sources.source import Source
 
 __all__ = ["Level0", "file_image", "level_0"]
@@ -27,12 +29,13 @@ class Level0:
 
 
 def level_0(image: Source) -> Level0:
-    """The full image of whatever was opened: a level, a resolution, an array (which is its own).
+    """The full image of whatever was opened: a level, a resolution, an array (which is its own), masked or scaled.
 
     Example::
 
         level_0(open_image("slide.svs", mpp=1.0))        # Level0(size=(2967, 2220), per_pixel=(2.004, 2.004), ...)
     """
+    image = opened(image)
     base, factors = image, (1.0, 1.0)
     if isinstance(image, ResampledSource):
         base, factors = image.source, (image.factors[-2], image.factors[-1])
@@ -46,7 +49,15 @@ def level_0(image: Source) -> Level0:
     )
 
 
+def opened(image: Source) -> Source:
+    """The image as it was opened, without the scale and the mask that a network sees it through."""
+    while isinstance(image, (ScaledSource, MaskedSource)):
+        image = image.source
+    return image
+
+
 def file_image(image: Source) -> FileImage | None:
     """The file that an image is read from at the full resolution of one of its levels; None for an array."""
+    image = opened(image)
     base = image.source if isinstance(image, ResampledSource) else image
     return base if isinstance(base, FileImage) else None

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -37,7 +38,6 @@ CELL = 16
 def explain(
     net: StreamingModule,
     seen: Source,
-    image: Source,
     way: str = "auto",
     *,
     kind: str = "binary",
@@ -48,14 +48,13 @@ def explain(
 
     Example::
 
-        image = open_image("slide.svs", mpp=0.5)
-        heatmap = explain(net, ScaledSource(mask.over(image)), image, kind="binary")
+        image = mask.over(open_image("slide.svs", mpp=0.5))
+        heatmap = explain(net, ScaledSource(image), kind="binary")
         write_heatmap(heatmap, "slide.svs", Path("heatmaps/slide"))
 
     Args:
         net: the streamed network, in eval mode: a trunk with a head of this package behind it, or for saliency any.
-        seen: the image as the network takes it.
-        image: the image as it was opened: its ``downsample`` and ``mpp`` say where cells lie.
+        seen: the image as the network takes it; how it was opened says where cells lie.
         way: activation, attention, saliency; auto takes the head's own map, and saliency where there is none.
         kind: what the answer is: binary, multiclass, ordinal or regression.
         classes: their names, for the description.
@@ -84,13 +83,23 @@ def explain(
         heat = _heat_of(maps, way, kind, classes, target)
         strides = _stride(seen.shape[-2:], maps.shape[-2:])
     values, said = heat
-    whole = level_0(image)
+    whole = level_0(seen)
     scale = (strides[0] * whole.per_pixel[0], strides[1] * whole.per_pixel[1])
     return Heatmap(values, scale, whole.size, whole.mpp, said)
 
 
 def _map_of(net: StreamingModule) -> tuple[StreamingModule | None, str]:
-    """The streamed trunk with the head's own map behind it, and what that map is called."""
+    """The streamed trunk with the head's own map behind it, and what that map is called; made once for a network."""
+    if net not in _MAPS:
+        _MAPS[net] = _made_map(net)
+    return _MAPS[net]
+
+
+#: By network, for as long as it lives: a second slide of the same size is not planned again.
+_MAPS: WeakKeyDictionary[StreamingModule, tuple[StreamingModule | None, str]] = WeakKeyDictionary()
+
+
+def _made_map(net: StreamingModule) -> tuple[StreamingModule | None, str]:
     module = net.module
     trunk, head = getattr(module, "trunk", None), getattr(module, "head", None)
     make = getattr(head, "where", None)
@@ -106,7 +115,10 @@ def _heat_of(
     maps: Tensor, way: str, kind: str, classes: Sequence[str], target: int | None
 ) -> tuple[NDArray[np.float32], str]:
     if way == "attention":
-        return scaled_to_one(maps[0].numpy()), "attention, 1 at its 99.5 % quantile"
+        even = maps[0].numpy() * maps[0].numel()  # 1 where a place counts as much as all do on average
+        top = max(2.0, float(np.quantile(even, 0.995)))
+        said = f"attention, 0 at an even share and below, 1 at {top:.3g} times as much"
+        return np.clip((even - 1) / (top - 1), 0, 1), said
     if kind == "binary":
         shown = 1 if target is None else target
         probability = torch.sigmoid(maps[0] if shown == 1 else -maps[0])
