@@ -4,8 +4,8 @@
     the last stage             each tile goes to `.pred.tif.partial/` (outputs/blocks.py), and is forgotten
     when all are there         the tiles are put into the format, beside; `pred.tif.json` says of what; one rename
 
-The result is that of ``net(image)`` to the bit: it is the same tiles. What a run that goes on computes again are the
-stages before the last one, whose maps were in memory.
+The result is that of ``net(image)`` to the bit: it is the same tiles. What a run that goes on computes again is what
+the missing tiles need of the stages before the last one, whose maps were in memory.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .files import whole_file
 from .graph import Graph, Local
 from .maps import Sink
 from .ops.rule import Value
-from .outputs.blocks import Blocks, own_pages
+from .outputs.blocks import Blocks, own_pages, unfinished
 from .outputs.formats import Described, format_of
 from .outputs.geometry import geometry
 from .plan.identity import graph_hash
@@ -110,7 +110,10 @@ def predict(net: StreamingModule, image: Any, out: Path, overwrite: bool = False
             value = graphs[0].outputs[0]
             blocks[0].write(full(value.extents), results[value.name])
         blocks[0].settle()
-        _finish(blocks[0], described[0], out, side, folder)
+        try:
+            _finish(blocks[0], described[0], out, side, folder)
+        except OSError as error:
+            raise unfinished(error, folder) from error
     finally:
         for made in blocks:
             made.close()

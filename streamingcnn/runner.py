@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,7 @@ from .pages import PagedMap
 from .places import DEVICE, Place, Wanted, open_places
 from .plan.cost import map_bytes
 from .plan.stages import Globals, Program, Stage
+from .remaining import remaining
 from .sides import Sides, leaf
 from .signature import Sharing
 from .tile import run_tile
@@ -182,13 +183,14 @@ class Runner:
         maps: dict[str, Map] = {v.name: self._input(v, env[v.name]) for v in self.graph.inputs.values() if v.spatial}
         wanted = {v.name for v in self.outputs} - self.graph.written | {v.name for _, v in self.graph.mutations}
         results: dict[str, Any] = {}
+        left = remaining(self.steps, sharing, into) if into else {}
         places = self._places(env[self.graph.image.name].device, record is not None, sharing)
         with torch.no_grad(), self._own_autocast():
             for k, step in enumerate(self.steps):
                 if isinstance(step, Globals):
                     self._forward_globals(step, env, maps, record)
                 else:
-                    self._forward_stage(step, env, maps, record, sharing, places, into or {})
+                    self._forward_stage(step, env, maps, record, sharing, places, into or {}, left.get(step))
                 for name in self._finished(k, maps, record):
                     if name in wanted:
                         results[name] = maps[name].tensor
@@ -239,6 +241,7 @@ class Runner:
         sharing: Sharing,
         places: dict[str, Place],
         into: Mapping[str, Sink],
+        left: Container[Box] | None,
     ) -> None:
         keep = stage.way == "keep" and record is not None and self._trains(stage)
         sides = Sides(stage, env, self.needs if keep else ())
@@ -246,8 +249,7 @@ class Runner:
         made = self._made(stage, sharing, places) if sink is None else None
 
         def todo() -> Iterator[tuple[Box, int]]:
-            there = sink.has if sink is not None and not stage.reductions else None
-            return (each for each in sharing.tiles(stage) if there is None or not there(each[0]))
+            return (each for each in sharing.tiles(stage) if left is None or each[0] in left)
 
         states: list[Any] = [None] * len(stage.reductions)
         kept: dict[Box, RunTile] = {}

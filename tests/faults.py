@@ -1,10 +1,10 @@
 """Kill a training again and again, at random moments, and see that nothing is lost.
 
-    python -m tests.faults --kills 200 --seconds 30
+    make faults
 
 The run is `streamingcnn train` with a checkpoint after each step, in a process of its own, forked from a server that
-has imported everything, so that most of its life is training. Every second kill waits for a checkpoint to be written.
-A kill was inside a write where the unfinished file is still there when the process is dead. After each kill the
+has imported everything, so that most of its life is training. Every second kill waits for a write of a checkpoint to
+begin. A kill was inside a write where the unfinished file is still there when the process is dead. After each kill the
 checkpoint must load; at the end the weights, the optimiser and every step's loss must be those of a run that was left
 in peace, to the bit.
 """
@@ -30,6 +30,7 @@ from torch import nn
 
 from streamingcnn.cli.main import main
 from streamingcnn.training.checkpoint import read_checkpoint
+from streamingcnn.training.folder import read_log
 
 SLIDES, SIDE = 6, 64
 #: Seconds that an aimed kill waits for a write to begin.
@@ -87,7 +88,7 @@ class Result:
 def faults(folder: Path, kills: int, epochs: int, seed: int = 0) -> Result:
     """Kill so often; an error where a checkpoint is torn."""
     server: Any = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["tests.faults"])
+    server.set_forkserver_preload(["tests.preloaded"])
     table, choose, result = prepare(folder), random.Random(seed), Result()
 
     def start(out: Path) -> Any:
@@ -95,6 +96,9 @@ def faults(folder: Path, kills: int, epochs: int, seed: int = 0) -> Result:
         process.start()
         return process
 
+    warm = server.Process(target=id, args=(0,))  # the server imports everything now
+    warm.start()
+    warm.join()
     peace = folder / "peace"
     begun, process = time.monotonic(), start(peace)
     while not (peace / "checkpoints" / "last.pt").exists() and process.is_alive():
@@ -145,11 +149,14 @@ def _same(a: Path, b: Path) -> bool:
         first, second = (read_checkpoint(run / "checkpoints" / name) for run in (a, b))
         for part in ("net", "optimizer", "schedule", "generators", "bad"):
             if not _equal(first[part], second[part]):
+                print(f"{b.name}: another {part} in {name}", file=sys.stderr)
                 return False
     first_log, second_log = (
-        [(row["step"], row["loss"], row["lr"], row["validation"]) for row in csv.DictReader((run / "log.csv").open())]
+        [(row["step"], row["loss"], row["lr"], row["validation"]) for row in read_log(run / "log.csv")]
         for run in (a, b)
     )
+    if first_log != second_log:
+        print(f"{b.name}: another log.csv", file=sys.stderr)
     return first_log == second_log
 
 
@@ -181,10 +188,3 @@ def run() -> int:
     if not long_enough:
         print(f"the run took less than {arguments.seconds:.0f} s: raise --epochs")
     return 0 if result.identical and long_enough and result.inside >= arguments.inside * result.kills else 1
-
-
-if __name__ == "__main__":
-    # Under its own name, and not as __main__: the server imports it by that.
-    from tests.faults import run as run_by_name
-
-    sys.exit(run_by_name())

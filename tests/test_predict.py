@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,10 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from streamingcnn import StreamingModule, open_image
+from streamingcnn.boxes import Box
 from streamingcnn.memory import LiveBytes
 from streamingcnn.models import UNet3D
 from streamingcnn.outputs.blocks import Blocks, own_pages
 from streamingcnn.outputs.geometry import geometry
+from streamingcnn.remaining import remaining
 from streamingcnn.sources import ArraySource, MaskedSource, ScaledSource
 
 BOUND = 1e-10
@@ -193,6 +196,37 @@ def test_a_killed_prediction_goes_on_where_it_was(tmp_path: Path, monkeypatch: p
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tif", "a.tif.json"]
 
 
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("norm", [False, True])
+def test_what_goes_on_runs_what_is_missing_and_no_more(tmp_path: Path, shared: bool, norm: bool) -> None:
+    """Three stages; two tiles of the last are missing. Statistics of a map want all of it."""
+    torch.manual_seed(0)
+    middle = nn.GroupNorm(2, 4) if norm else nn.Tanh()
+    layers = [nn.Conv2d(3, 4, 3, padding=1), middle, nn.Conv2d(4, 4, 3, 2, 1), nn.Tanh(), nn.Conv2d(4, 2, 3, padding=1)]
+    net = StreamingModule(nn.Sequential(*layers).double().eval(), tile=64, stored=["0", "2", "4"])
+    source: Any = image(512, 512)
+    if shared:
+        mask = np.zeros((32, 32), bool)
+        mask[4:9, 7:20] = True
+        source = MaskedSource(source, mask, 0.5)
+    out = net.predict(source, tmp_path / "a.npy")
+    expected = opened(out)
+    with torch.no_grad():
+        torch.testing.assert_close(expected, net(source)[0], rtol=0, atol=0)
+    plan = net.plan(source)
+    first, _, last = plan.stages
+    boxes = [box for box, _ in plan.sharing.tiles(last)]
+
+    class Some:
+        def has(self, box: Box) -> bool:
+            return box not in boxes[3:5]
+
+    left = remaining(plan.steps, plan.sharing, {last.name: Some()})  # type: ignore[dict-item]
+    assert left[last] == set(boxes[3:5])
+    ran = len(left[first])
+    assert ran == plan.sharing.count(first) if norm else 0 < ran < plan.sharing.count(first) / 2
+
+
 def test_what_an_error_left_behind_is_taken_over(tmp_path: Path) -> None:
     """A disk that is full, an unreadable region: the tiles before it are not lost."""
 
@@ -214,6 +248,17 @@ def test_what_an_error_left_behind_is_taken_over(tmp_path: Path) -> None:
     source.failing = False
     out = net.predict(source, tmp_path / "a.npy")
     torch.testing.assert_close(opened(out), net.module(source.array[None])[0].detach(), rtol=BOUND, atol=BOUND)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no device that is always full")
+def test_a_full_disk_says_what_is_kept(tmp_path: Path) -> None:
+    blocks = Blocks(tmp_path / "a", {}, 1, own_pages((4, 4), (2, 2)), (2, 3), torch.float32)
+    blocks._file.close()
+    blocks._file, blocks._last = open("/dev/full", "r+b", buffering=0), 0.0  # noqa: SIM115
+    with pytest.raises(OSError, match=r"No space left .*the tiles so far are kept, and the same call goes on"):
+        blocks.write(((0, 2), (2, 4)), torch.ones(1, 1, 2, 2))
+    blocks._file.close()
+    blocks._list.close()
 
 
 def test_a_partial_result_of_something_else_is_not_taken_over(tmp_path: Path) -> None:

@@ -408,7 +408,7 @@ def test_a_tiff_that_claims_10_to_the_12_pixels_is_refused(tmp_path: Path, tags:
 def test_a_single_strip_that_would_not_fit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tiff(RGB, photometric="rgb", rowsperstrip=300, compression="adobe_deflate")(tmp_path)
     monkeypatch.setattr(tiff_module, "LARGEST", 100_000)
-    with pytest.raises(ReadError, match=r"packed in pieces of 369 KiB, .* vips tiffsave .* --tile"):
+    with pytest.raises(ReadError, match=r"packed in pieces of 369 KiB, .*vips tiffsave .* --tile"):
         open_image(path)
 
 
@@ -484,9 +484,9 @@ def test_a_damaged_tile_is_named_with_its_box(tmp_path: Path) -> None:
     path.write_bytes(content)
     image = open_image(path)
     with pytest.raises(
-        ReadError, match=r"image\.tif: the region \(\(150, 160\), \(300, 310\)\) of page 0 cannot be read"
+        ReadError, match=r"image\.tif: the region \(\(195, 199\), \(325, 330\)\) of page 0 cannot be read"
     ):
-        image.read(((150, 160), (300, 310)))
+        image.read(((195, 199), (325, 330)))
     assert torch.equal(image.read(((0, 64), (0, 64))), torch.from_numpy(GREY16[:64, :64].copy())[None])
 
 
@@ -506,6 +506,64 @@ def test_a_missing_library_is_named_with_its_extra(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(extras, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"need nibabel, .* pip install 'streamingcnn\[nifti\]'"):
         open_image(path)
+
+
+# ----------------------------------------------------------------------------------------------- DICOM
+
+
+def dicom(path: Path, pixels: np.ndarray, tile: int = 64, mpp: float = 0.5) -> None:
+    """A whole slide image of one level, its tiles not packed, in one file."""
+    pydicom = pytest.importorskip("pydicom")
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+    height, width, _ = pixels.shape
+    slide, meta, measures, groups, light = Dataset(), FileMetaDataset(), Dataset(), Dataset(), Dataset()
+    meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.77.1.6"
+    meta.MediaStorageSOPInstanceUID, meta.TransferSyntaxUID = generate_uid(), ExplicitVRLittleEndian
+    slide.file_meta, slide.SOPClassUID = meta, meta.MediaStorageSOPClassUID
+    slide.SOPInstanceUID = meta.MediaStorageSOPInstanceUID
+    slide.StudyInstanceUID, slide.SeriesInstanceUID = generate_uid(), generate_uid()
+    slide.Modality, slide.ImageType = "SM", ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"]
+    slide.Rows = slide.Columns = tile
+    slide.TotalPixelMatrixColumns, slide.TotalPixelMatrixRows = width, height
+    slide.SamplesPerPixel, slide.PhotometricInterpretation, slide.PlanarConfiguration = 3, "RGB", 0
+    slide.BitsAllocated, slide.BitsStored, slide.HighBit, slide.PixelRepresentation = 8, 8, 7, 0
+    slide.DimensionOrganizationType, slide.TotalPixelMatrixFocalPlanes, slide.NumberOfOpticalPaths = "TILED_FULL", 1, 1
+    slide.ImagedVolumeWidth, slide.ImagedVolumeHeight, slide.ImagedVolumeDepth = width * mpp, height * mpp, 1.0
+    measures.PixelSpacing, measures.SliceThickness = [mpp / 1000, mpp / 1000], 0.001
+    groups.PixelMeasuresSequence, light.OpticalPathIdentifier = [measures], "1"
+    slide.SharedFunctionalGroupsSequence, slide.OpticalPathSequence = [groups], [light]
+    slide.ContainerIdentifier, slide.ImageOrientationSlide = "slide", [0, 1, 0, 1, 0, 0]
+    pad = [(0, -extent % tile) for extent in (height, width)]
+    padded = np.pad(pixels, [*pad, (0, 0)], mode="edge")
+    rows, columns = padded.shape[0] // tile, padded.shape[1] // tile
+    slide.NumberOfFrames = rows * columns
+    slide.PixelData = padded.reshape(rows, tile, columns, tile, 3).swapaxes(1, 2).tobytes()
+    pydicom.dcmwrite(path, slide, enforce_file_format=True)
+
+
+@pytest.mark.parametrize("through", ["OpenSlide", "wsidicom"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_a_dicom_slide(tmp_path: Path, through: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    dicom(tmp_path / "level-0.dcm", RGB)
+    if through == "wsidicom":
+        pytest.importorskip("wsidicom")
+        import openslide
+
+        monkeypatch.setattr(openslide.OpenSlide, "detect_format", lambda path: None)
+    for path in (tmp_path, tmp_path / "level-0.dcm"):
+        image = open_image(path)
+        assert isinstance(image, SlideImage) == (through == "OpenSlide")
+        assert image.mpp == pytest.approx((0.5, 0.5))
+        assert torch.equal(image.read_all(), colour(RGB))
+        assert torch.equal(image.read(((50, 190), (33, 401))), colour(RGB[50:190, 33:401]))
+        image.close()
+    assert open_image(tmp_path, mpp=1.0).shape == (3, 150, 210)
+    if through == "wsidicom":
+        (tmp_path / "level-0.dcm").write_bytes(bytes(128) + b"DICM" + bytes(50))
+        with pytest.raises(ReadError, match="is no DICOM slide that can be read"):
+            open_image(tmp_path)
 
 
 # ------------------------------------------------------------------------------- memory, caches, transforms

@@ -8,6 +8,7 @@ import sys
 import textwrap
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -167,19 +168,19 @@ RSS = """
         net(ScaledSource(open_image(sys.argv[side]))).mean().backward()
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     small = step(1)
-    print(small, step(2))
+    print(small, step(2))  # in KiB
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts the memory of a process")
 def test_nothing_of_the_image_s_size_is_allocated(tmp_path: Path) -> None:
-    """A slide of 201 million pixels (604 MB of bytes, 2.4 GB of floats) after one of 1 million: little more memory."""
+    """A slide of 67 million pixels (201 MB of bytes, 805 MB of floats) after one of 1 million: little more memory."""
     import tifffile
 
     tile = np.random.default_rng(0).integers(0, 256, (512, 512, 3), dtype=np.uint8)
     how: dict[str, Any] = {"tile": (512, 512), "photometric": "rgb", "compression": "adobe_deflate", "metadata": None}
     paths = []
-    for side in (1024, 14336):
+    for side in (1024, 8192):
         paths.append(tmp_path / f"{side}.tif")
         tiles = (tile for _ in range((side // 512) ** 2))
         tifffile.imwrite(paths[-1], tiles, shape=(side, side, 3), dtype=np.uint8, maxworkers=1, **how)
@@ -188,7 +189,7 @@ def test_nothing_of_the_image_s_size_is_allocated(tmp_path: Path) -> None:
         capture_output=True, text=True, check=True, cwd=Path(__file__).parent.parent, timeout=200,
     )  # fmt: skip
     small_step, large_step = map(int, done.stdout.split())
-    assert large_step - small_step < 250_000  # KiB: the stored map of 51 MB and its gradient, boxes, caches
+    assert large_step - small_step < 150_000  # KiB: the stored map of 17 MB and its gradient, boxes, caches
 
 
 # ---------------------------------------------------------------------------------------------- slides
@@ -208,17 +209,25 @@ def test_what_was_filled_is_said() -> None:
     assert net.last_run.saved == 0
 
 
+def small_trunk() -> nn.Module:
+    """Seven pooled and strided layers' worth of halo, few channels: 6.6 million pixels in float64 take a second."""
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 7, 4, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(3, 2, 1),
+        nn.Conv2d(6, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1),
+    )  # fmt: skip
+
+
 @pytest.mark.skipif(not SLIDE.exists(), reason="the shared slide is absent")
-@pytest.mark.parametrize("mpp", [0.5, 1.0, 1.7])
-def test_a_real_slide_at_a_resolution_is_exact(mpp: float) -> None:
+@pytest.mark.parametrize("mpp, network", [(0.5, small_trunk), (1.0, small_trunk), (1.7, small_trunk), (8.0, resnet18)])
+def test_a_real_slide_at_a_resolution_is_exact(mpp: float, network: Callable[[], nn.Module]) -> None:
     """Streamed from the file against plain PyTorch on the region read as a whole."""
     torch.manual_seed(0)
-    trunk = resnet18().double().eval()
+    trunk = network().double().eval()
     slide = open_image(SLIDE, mpp=mpp)
     assert slide.mpp == pytest.approx((mpp, mpp), rel=3e-3)
     image = ScaledSource(slide, 1 / 255, mean=(0.7, 0.5, 0.7), std=(0.2, 0.2, 0.2), dtype=torch.float64)
     region = image.read(full(image.shape[1:]))[None]
-    net = StreamingModule(trunk, tile=512)
+    net = StreamingModule(trunk, tile=512 if mpp < 2 else 64)
     with torch.no_grad():
         expected, found = trunk(region), net(image)
     assert float((found - expected).abs().max() / expected.abs().max()) < BOUND

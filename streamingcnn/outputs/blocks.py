@@ -28,10 +28,11 @@ import torch
 from torch import Tensor
 
 from streamingcnn.boxes import Box, full, sizes, tiles_in
-from streamingcnn.files import explained, whole_file
+from streamingcnn.files import whole_file
+from streamingcnn.memory import format_bytes
 from streamingcnn.pages import Table
 
-__all__ = ["Blocks"]
+__all__ = ["Blocks", "own_pages", "unfinished"]
 
 #: Seconds between two times that the disk is waited for.
 EVERY = 1.0
@@ -118,7 +119,7 @@ class Blocks:
             if time.monotonic() - self._last > EVERY:
                 self.settle()
         except OSError as error:
-            raise explained(error, self.folder) from error
+            raise unfinished(error, self.folder) from error
 
     def settle(self) -> None:
         """Wait until all that was written is on the disk, and list it."""
@@ -177,6 +178,17 @@ class Blocks:
         finally:
             self._file.close()
             self._list.close()
+
+
+def unfinished(error: OSError, folder: Path) -> OSError:
+    """The same error, with what is kept and how to go on."""
+    free = format_bytes(shutil.disk_usage(folder).free) if folder.exists() else "nothing"
+    return OSError(
+        error.errno or 0,
+        f"could not write: {error.strerror or error} ({free} free there; the tiles so far are kept, and the same call "
+        "goes on with them when there is room)",
+        str(folder),
+    )
 
 
 def own_pages(extents: tuple[int, ...], steps: tuple[int, ...]) -> Table:

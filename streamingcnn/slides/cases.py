@@ -112,7 +112,7 @@ def read_table(
         id_col: the column with its name; None: ``id`` or ``slide_id`` where there is one, else the file's name.
         label_col: the column with the label.
         group_col: the column with the patient; None: ``patient``, ``group`` or ``case_id`` where there is one.
-        split_col: the column with train, validation or test; it may be missing.
+        split_col: the column with train, validation or test; it may be missing, or empty in every row.
         images: a folder; where the table has no column of files, a slide is the file there that is named by its id.
         task: binary, multiclass, ordinal (labels are classes) or regression (they are numbers).
         classes: the names of the classes in their order; empty: those that the table has, sorted.
@@ -136,11 +136,13 @@ def read_table(
             "your own with --path-col, --label-col and so on; for slides named by an id only: --id-col and --images"
         )
     found = [_Reading(row, table.parent, Path(images) if by_id and images else None) for row in rows]
+    has_split = any(row.values.get(split_col) for row in rows)
     for each in found:
-        each.read(path_col, id_col, label_col, group_col, split_col, split_col in header)
+        each.read(path_col, id_col, label_col, group_col, split_col, has_split)
     problems = [*_alike(found), *_in_two_splits(found)]
     names = _number_labels(found) if task == "regression" else _class_labels(found, task, tuple(classes), problems)
-    listed = sorted([*problems, *((each.row.line, said) for each in found for said in each.problems)])
+    problems += [(each.row.line, said) for each in found for said in each.problems]
+    listed = sorted(problems, key=lambda problem: problem[0])
     if not found:
         listed = [(1, "there is no row below the header")]
     if listed:

@@ -66,8 +66,8 @@ class Folder(Watch):
         """The checkpoint with the lowest validation loss."""
         return self.path / "checkpoints" / "best.pt"
 
-    def open(self, done: int) -> None:
-        """Make what is missing, and take back what was logged after step ``done``.
+    def open(self, done: int, epochs: int) -> None:
+        """Make what is missing, and take back what was logged after step ``done`` and after so many whole epochs.
 
         Raises:
             OSError: the folder cannot be written.
@@ -75,7 +75,12 @@ class Folder(Watch):
         self.last.parent.mkdir(parents=True, exist_ok=True)
         for name in ("checkpoints/last.pt", "checkpoints/best.pt", "log.csv", "bad_cases.csv", "splits.csv"):
             remove_partials(self.path / name)
-        kept = [row for row in read_log(self.path / "log.csv") if int(row["step"]) <= done]
+        self._done = done
+        kept = [
+            row
+            for row in read_log(self.path / "log.csv")
+            if (int(row["epoch"]) <= epochs if row["epoch_loss"] else int(row["step"]) <= done)
+        ]
         with whole_file(self.path / "log.csv") as partial, partial.open("w", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["generators", "set_generators"]
+__all__ = ["generators", "seed_generators", "set_generators"]
 
 
 def generators() -> dict[str, Any]:
@@ -39,3 +39,10 @@ def set_generators(state: dict[str, Any]) -> None:
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
+
+
+def seed_generators(seed: int) -> None:
+    """Begin all of them from one seed."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)

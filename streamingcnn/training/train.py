@@ -27,6 +27,7 @@ from streamingcnn.training.checkpoint import read_checkpoint
 from streamingcnn.training.folder import Folder, write_bad_cases, write_versions
 from streamingcnn.training.loop import Recipe, Training
 from streamingcnn.training.network import make_network, warm_start
+from streamingcnn.training.randomness import seed_generators
 from streamingcnn.training.ranks import Ranks, joined
 from streamingcnn.training.settings import Settings
 from streamingcnn.training.slides import Slides, opened_case
@@ -89,7 +90,7 @@ def _train(settings: Settings, ranks: Ranks, device: torch.device, say: Callable
         say(f"weights from {settings.weights}: {warm_start(module, settings.weights)}")
     elif settings.norm == "frozen" and settings.weights is None:
         logger.warning("norm = frozen without weights: the statistics are those of a network that saw nothing")
-    torch.manual_seed(settings.seed + 1 + ranks.number)
+    seed_generators(settings.seed + 1 + ranks.number)
     memory = state["memory"] if state is not None else _memory(settings, device)
     net = StreamingModule(module.to(device), tile=settings.tile, memory=memory)
     training = Training(
@@ -109,7 +110,7 @@ def _train(settings: Settings, ranks: Ranks, device: torch.device, say: Callable
     folder = Folder(out, settings, {"memory": memory}, device, say)
     with _stopped_by_signals(folder, say):
         if ranks.first:
-            folder.open(done)
+            folder.open(done, len(training.history))
         if state is not None:
             say(f"going on after step {done}")
         else:
