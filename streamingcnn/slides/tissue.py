@@ -10,6 +10,7 @@ all tissue of all slides: a mask of your own goes in by the same door, and so do
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,9 +182,11 @@ def read_mask(path: str | Path) -> NDArray[np.bool_]:
         except (ValueError, EOFError) as error:
             raise ReadError(f"{path} is no array that NumPy can load: {error}") from error
     try:
-        with Image.open(path) as picture:
-            one_channel: NDArray[np.uint8] = np.array(picture.convert("RGB") if picture.mode == "P" else picture)
-    except Image.DecompressionBombError:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as picture:
+                one_channel: NDArray[np.uint8] = np.array(picture.convert("RGB") if picture.mode == "P" else picture)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         pass  # too large to be read whole; a pyramid of it is read below
     except (OSError, ValueError, SyntaxError) as error:
         if path.suffix.lower() not in (".tif", ".tiff", ".svs"):
