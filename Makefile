@@ -8,13 +8,17 @@ BIN := $(VENV)/bin
 # torch's own threads and pytest's processes would fight for the same cores.
 WORKERS ?= 2
 
-.PHONY: demo test benchmarks lint types format clean
+.PHONY: demo test faults benchmarks lint types format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/streamingcnn demo $(ARGS)
 
 test: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+# 200 kills of a training at random moments; make faults ARGS="--kills 20" for a shorter look.
+faults: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -c "import sys; from tests.faults import run; sys.exit(run())" $(ARGS)
 
 benchmarks: $(VENV)/.test
 	$(BIN)/python -m pytest benchmarks $(ARGS)

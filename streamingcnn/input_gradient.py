@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -29,7 +30,7 @@ from streamingcnn.ops.rule import Value
 from streamingcnn.plan.stages import Stage
 from streamingcnn.runner import Record, Runner, requiring
 from streamingcnn.signature import Sharing, share
-from streamingcnn.sources.source import Source
+from streamingcnn.sources.source import Source, constant_blocks_of
 
 __all__ = ["input_gradient"]
 
@@ -92,12 +93,26 @@ def input_gradient(
         if not wanted:
             raise ValueError("the network's result does not depend on the image")
         pulled = torch.autograd.grad(score(result), [leaves[value] for value in wanted], allow_unused=True)
-    gradients = _Blocks(graph, runner, record, sharing, take, block)
+    gradients = _Blocks(graph, runner, record, sharing, _without_constants(source, take), block)
     for value, gradient in zip(wanted, pulled, strict=True):
         gradients.add(value, gradient)
     runner.backward(record, gradients, False)
     gradients.finish()
     return pytree.tree_map_only(Tensor, Tensor.detach, result)
+
+
+def _without_constants(source: Source, take: Callable[[Box, Tensor], object]) -> Callable[[Box, Tensor], object]:
+    """Hand over zeros for the pixels that a source says are constant."""
+    blocks = constant_blocks_of(source)
+    if blocks is None:
+        return take
+
+    def cleared(box: Box, gradient: Tensor) -> object:
+        at = [np.arange(low, high) // step for (low, high), step in zip(box, blocks.steps, strict=True)]
+        varied = torch.from_numpy(blocks.labels[np.ix_(*at)] < 0)
+        return take(box, gradient * varied.to(gradient.device))
+
+    return cleared
 
 
 class _Blocks(Gradients):

@@ -5,14 +5,19 @@ from __future__ import annotations
 import copy
 import dataclasses
 import gc
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from streamingcnn import StreamingModule
+from streamingcnn import StreamingModule, open_image
+from streamingcnn.boxes import Box
 from streamingcnn.capture import capture
 from streamingcnn.comparison import compare
 from streamingcnn.memory import LiveBytes
@@ -21,6 +26,7 @@ from streamingcnn.plan.peak import exact_peak
 from streamingcnn.plan.search import BudgetError
 from streamingcnn.plan.stages import Stage, build_steps
 from streamingcnn.plan.times import BUILT_IN, Rate
+from streamingcnn.sources import ReadError
 
 
 def test_wrapping_leaves_a_spectral_norm_where_it_is() -> None:
@@ -148,3 +154,26 @@ def test_a_border_that_is_all_padding_has_its_bytes() -> None:
     net = nn.Sequential(nn.ConstantPad2d(40, 1.0), nn.Conv2d(1, 2, 3))
     plan = StreamingModule(net, tile=16).plan((1, 1, 32, 32))
     assert exact_peak(plan.graph, list(plan.steps)).bytes > 0
+
+
+def test_a_damaged_region_does_not_spoil_the_boxes_read_beside_it(tmp_path: Path) -> None:
+    """OpenSlide answers nothing more through a handle that has met an error; the threads beside it failed as well."""
+    pixels = np.random.default_rng(0).integers(0, 256, (512, 512, 3), dtype=np.uint8)
+    how: Any = {"tile": (256, 256), "photometric": "rgb", "compression": "adobe_deflate", "metadata": None}
+    tifffile.imwrite(tmp_path / "slide.tif", pixels, **how)
+    content = bytearray((tmp_path / "slide.tif").read_bytes())
+    with tifffile.TiffFile(tmp_path / "slide.tif") as file:
+        offset, count = file.pages[0].dataoffsets[3], file.pages[0].databytecounts[3]
+    content[offset : offset + count] = bytes(count)
+    (tmp_path / "slide.tif").write_bytes(content)
+    slide = open_image(tmp_path / "slide.tif")
+    good, bad = ((0, 256), (0, 256)), ((300, 310), (300, 310))
+
+    def read(box: Box) -> bool:
+        try:
+            return bool((slide.read(box) == torch.from_numpy(pixels[:256, :256]).permute(2, 0, 1)).all())
+        except ReadError:
+            return box == bad
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(read, [good, bad, good, good] * 20))

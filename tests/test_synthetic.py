@@ -15,7 +15,7 @@ import tifffile
 
 from streamingcnn.files import whole_file, whole_folder
 from streamingcnn.slides import mask_of, read_asap, read_cases
-from streamingcnn.synthetic import Cohort, Slide, make_slide, write_slide
+from streamingcnn.synthetic import Cohort, Slide, make_large_slide, make_slide, write_slide
 from streamingcnn.synthetic.slides import LESION_SHARE, TILE
 from streamingcnn.synthetic.tiff import halve
 
@@ -277,3 +277,33 @@ def test_an_older_folder_stays_when_the_new_one_fails(tmp_path):
         fail()
     assert (path / "a").read_text() == "old"
     assert [each.name for each in tmp_path.iterdir()] == ["set"]
+
+
+# ----------------------------------------------------------------------------------------------- large slides
+
+
+def test_a_large_slide_is_glass_with_pieces_of_tissue(tmp_path):
+    slide = make_large_slide(5, (2048, 3072), tissue=0.1, pieces=2)
+    assert len(slide.pieces) == 2
+    mask = slide.tissue_mask(128)
+    assert mask.shape == (16, 24)
+    assert 0.05 < mask.mean() < 0.25
+    write_slide(slide, tmp_path / "large.tif")
+    with openslide.OpenSlide(tmp_path / "large.tif") as opened:
+        assert opened.level_dimensions[:3] == ((3072, 2048), (1536, 1024), (768, 512))
+        assert opened.level_dimensions[-1] == (96, 64)
+        pixels = np.array(opened.read_region((0, 0), 0, (3072, 2048)))[..., :3]
+        half = np.array(opened.read_region((0, 0), 1, (1536, 1024)))[..., :3]
+        quarter = np.array(opened.read_region((0, 0), 2, (768, 512)))[..., :3]
+    assert np.array_equal(half, halve(pixels))
+    assert np.array_equal(quarter, halve(half))
+    glass = ~np.repeat(np.repeat(mask, 128, 0), 128, 1)
+    assert pixels[glass].mean() > 225
+    assert len(np.unique(slide.tile(0, 0).reshape(-1, 3), axis=0)) > 2  # dust
+    piece, (top, left) = slide.pieces[0]
+    assert np.array_equal(pixels[top : top + 256, left : left + 256], piece.tile(0, 0))
+
+
+def test_a_large_slide_without_room_for_its_pieces_is_refused():
+    with pytest.raises(ValueError, match="each piece needs at least 512 pixels"):
+        make_large_slide(0, (1024, 1024), tissue=0.9, pieces=9)

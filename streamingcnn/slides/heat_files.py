@@ -24,8 +24,10 @@ from streamingcnn.slides.heatmaps import Heatmap, overlay
 from streamingcnn.slides.thumbnail import thumbnail
 from streamingcnn.sources.source import Source
 
-__all__ = ["read_heatmap", "write_heatmap", "write_tiff"]
+__all__ = ["ENDINGS", "read_heatmap", "write_heatmap", "write_tiff"]
 
+#: Of the files of one heatmap.
+ENDINGS = (".tif", ".geojson", ".png", ".npz")
 _TILE = 256
 _REDUCED_IMAGE = 1
 
@@ -55,7 +57,7 @@ def write_heatmap(
         OSError: one could not be written; none is half-written.
     """
     stem.parent.mkdir(parents=True, exist_ok=True)
-    paths = [stem.parent / f"{stem.name}{ending}" for ending in (".tif", ".geojson", ".png", ".npz")]
+    paths = [stem.parent / f"{stem.name}{ending}" for ending in ENDINGS]
     write_tiff(heatmap, paths[0])
     with whole_file(paths[1]) as partial:
         partial.write_text(json.dumps(geojson(heatmap, thresholds)), encoding="utf-8")

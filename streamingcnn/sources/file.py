@@ -6,6 +6,7 @@ read; a process that finds another one's handle leaves it alone.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable
@@ -53,12 +54,18 @@ class Handle(Generic[T]):
         if mine is not None and mine.handle is not None and mine.process == os.getpid() and self._close is not None:
             self._close(mine.handle)
 
-    def forget(self) -> None:
-        """Let go of it without closing it, as other threads may be reading; the next use opens it again."""
-        self._mine = None
+    def forget(self, handle: T) -> None:
+        """Let go of a broken one without closing it, as other threads may be reading; the next use opens it again."""
+        mine = self._mine
+        if mine is not None and mine.handle is handle:
+            self._mine = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_mine": None}
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):  # at the end of a process, parts of what closes it may be gone
+            self.close()
 
 
 class _Mine(Generic[T]):

@@ -54,7 +54,7 @@ class FlatImage(FileImage):
 
     def _pixels(self, box: Box) -> torch.Tensor:
         (top, bottom), (left, right) = box
-        return self._handle.get()[:, top:bottom, left:right]
+        return self._handle.get()[:, top:bottom, left:right].clone()
 
     def close(self) -> None:
         self._handle.close()

@@ -71,14 +71,21 @@ class SlideImage(FileImage):
     def _pixels(self, box: Box) -> torch.Tensor:
         rows, columns = sizes(box)
         corner = (round(box[1][0] * self.downsample), round(box[0][0] * self.downsample))
+        handle = self._handle.get()
         try:
-            region = self._handle.get().read_region(corner, self.level, (columns, rows))
-        except openslide.OpenSlideError as error:
-            self._handle.forget()  # OpenSlide answers nothing more through a handle that has met an error
-            raise ReadError(
-                f"{self.path}: the region {box} of level {self.level} cannot be read ({error}); the file is "
-                f"damaged or incomplete, copy it again or leave it out"
-            ) from error
+            region = handle.read_region(corner, self.level, (columns, rows))
+        except openslide.OpenSlideError:
+            # OpenSlide answers nothing more through a handle that has met an error, and another thread may have met
+            # it, elsewhere: so the box is tried again through a handle of its own.
+            self._handle.forget(handle)
+            try:
+                with _opened(self.path) as own:
+                    region = own.read_region(corner, self.level, (columns, rows))
+            except openslide.OpenSlideError as error:
+                raise ReadError(
+                    f"{self.path}: the region {box} of level {self.level} cannot be read ({error}); the file is "
+                    f"damaged or incomplete, copy it again or leave it out"
+                ) from error
         opaque = Image.new("RGB", region.size, self._background)
         opaque.paste(region, mask=region.getchannel("A"))
         return torch.from_numpy(np.array(opaque)).permute(2, 0, 1).contiguous()

@@ -35,6 +35,8 @@ __all__ = ["TiffImage", "check_tiff"]
 CACHE = 64 << 20
 #: The largest tile or strip that is decoded, in bytes.
 LARGEST = 256 << 20
+#: The pages of a slide that are looked at before OpenSlide opens it.
+_PAGES = 64
 #: Micrometres in a unit of ResolutionUnit: an inch, a centimetre, a millimetre, a micrometre.
 _UNITS = {2: 25400.0, 3: 10000.0, 4: 1000.0, 5: 1.0}
 _OME_UNITS = {"nm": 1e-3, "µm": 1.0, "μm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6}
@@ -91,7 +93,7 @@ def check_tiff(path: Path) -> None:
     It reads the headers alone.
     """
     with _open(path) as file:
-        for page in file.pages:
+        for page in itertools.islice(file.pages, _PAGES):
             if isinstance(page, tifffile.TiffPage) and not file.is_ndpi:
                 _check_page(path, page)
 
@@ -112,9 +114,10 @@ def _open(path: Path) -> tifffile.TiffFile:
     return file
 
 
-def _check_page(path: Path, page: tifffile.TiffPage) -> None:
-    claimed = " x ".join(map(str, page.shape))
-    pieces, piece = prod(page.chunked), prod(page.chunks) * (page.dtype.itemsize if page.dtype else 1)
+def _check_page(path: Path, page: Any) -> None:
+    key = page.keyframe  # the page that says what this one is like
+    claimed = " x ".join(map(str, key.shape))
+    pieces, piece = prod(key.chunked), prod(key.chunks) * (key.dtype.itemsize if key.dtype else 1)
     offsets, counts = page.dataoffsets, page.databytecounts
     if len(offsets) != pieces or len(counts) != pieces:
         raise ReadError(
@@ -128,8 +131,8 @@ def _check_page(path: Path, page: tifffile.TiffPage) -> None:
             f"{path} is truncated: {cut} of the {pieces} tiles or strips of page {page.index} lie beyond its end; "
             "copy it again or leave it out"
         )
-    if piece > LARGEST and not page.is_memmappable:
-        what = "tile" if page.is_tiled else "strip"
+    if piece > LARGEST and not key.is_memmappable:
+        what = "tile" if key.is_tiled else "strip"
         raise ReadError(
             f"{path}: page {page.index} ({claimed} pixels) is packed in pieces of {format_bytes(piece)}, and a piece "
             f"is decoded as a whole; at most {format_bytes(LARGEST)} a {what} are. Write it again with tiles "
@@ -189,7 +192,7 @@ class _Opened:
                 f"and space; give page= to read one page alone ({', '.join(wrong) or 'Z'} is too many)"
             )
         for page in pages:
-            _check_page(self.path, page if isinstance(page, tifffile.TiffPage) else page.aspage())
+            _check_page(self.path, page)
         sizes = dict(before)
         depth = sizes.get("Z", 1)
         samples = dict(zip(key.axes, key.shape, strict=True)).get("S", 1)
@@ -227,9 +230,9 @@ class _Opened:
             out[:] = page[(slice(None), *(slice(low, high) for low, high in box))]
             return
         (y, x), grid = (key.axes.index("Y"), key.axes.index("X")), key.chunked
-        steps = key.chunks[y], key.chunks[x]
+        planes = key.axes.startswith("S")  # each sample in pieces of its own; chunks then leaves the samples out
+        steps = key.chunks[y - planes], key.chunks[x - planes]
         ranges = [range(low // step, -(-high // step)) for (low, high), step in zip(box, steps, strict=True)]
-        planes = key.axes.startswith("S")
         for plane, row, column in itertools.product(range(grid[0] if planes else 1), *ranges):
             index = (plane, row, column) if planes else (row, column, 0)[: len(grid)]
             piece = self._piece(number, int(np.ravel_multi_index(index, grid)), box)

@@ -74,8 +74,9 @@ class OnGlass:
         """Which squares of so many pixels hold tissue, (height / step, width / step)."""
         mask = np.zeros([ceil(extent / step) for extent in self.size], bool)
         for piece, corner in self.pieces:
-            places = np.argwhere(piece.tissue_mask()) + corner
-            mask[tuple((places // step).T)] = True
+            for top in range(0, piece.size[0], TILE):
+                places = np.argwhere(piece.tissue_rows(top, top + TILE)) + np.add(corner, (top, 0))
+                mask[tuple((places // step).T)] = True
         return mask
 
 

@@ -170,7 +170,11 @@ class Slide:
 
     def tissue_mask(self) -> NDArray[np.bool_]:
         """Where there is tissue, (height, width)."""
-        y, x = np.arange(self.size[0]) + 0.5, np.arange(self.size[1]) + 0.5
+        return self.tissue_rows(0, self.size[0])
+
+    def tissue_rows(self, top: int, bottom: int) -> NDArray[np.bool_]:
+        """Where there is tissue in some rows, (bottom - top, width)."""
+        y, x = np.arange(top, bottom) + 0.5, np.arange(self.size[1]) + 0.5
         return _tissue_on_grid(self.tissue, self.size, y, x) > 0
 
     def lesion_mask(self) -> NDArray[np.bool_]:

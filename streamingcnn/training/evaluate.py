@@ -22,7 +22,7 @@ from streamingcnn.slides.froc import Froc
 from streamingcnn.training.charts import draw_confusion, draw_froc, draw_roc, draw_values
 from streamingcnn.training.measures import measure
 
-__all__ = ["Answer", "Evaluation", "evaluate", "main_figure", "write_evaluation"]
+__all__ = ["Answer", "Evaluation", "evaluate", "main_figure", "worst_first", "write_evaluation"]
 
 
 @dataclass(frozen=True)
@@ -121,6 +121,16 @@ def main_figure(measures: dict[str, Any]) -> str:
     if interval:
         said += f" ({interval[0]:.3f} to {interval[1]:.3f})"
     return f"{name} {said} on {measures['cases']} cases"
+
+
+def worst_first(result: Evaluation) -> list[Answer]:
+    """Answers to labelled cases, those first that give least to what is true or err by most."""
+
+    def error(each: Answer) -> float:
+        assert each.label is not None
+        return 1 - each.values[int(each.label)] if result.classes else abs(each.values[0] - each.label)
+
+    return sorted((each for each in result.answers if each.label is not None), key=lambda each: -error(each))
 
 
 def write_evaluation(result: Evaluation, out: Path) -> list[str]:

@@ -1,0 +1,91 @@
+"""Two processes that train together are one with all the slides; a slide that one of them cannot read is no hang."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+
+from streamingcnn import StreamingModule
+from streamingcnn.comparison import relative_errors
+from streamingcnn.sources import ReadError
+from streamingcnn.training.examples import Draw
+from streamingcnn.training.heads import AttentionHead
+from streamingcnn.training.loop import Recipe, Training
+from streamingcnn.training.ranks import Ranks
+from streamingcnn.training.tasks import Task
+
+RANKS, BOUND = 2, 1e-10
+
+
+class Doubles:
+    """Images in float64; one of them may be unreadable."""
+
+    def __init__(self, broken: int | None = None) -> None:
+        draw = torch.Generator().manual_seed(0)
+        self.images = [torch.randn(3, 20, 28, dtype=torch.float64, generator=draw) for _ in range(4)]
+        self.names, self.targets, self.broken = ["a", "b", "c", "d"], torch.tensor([0.0, 1.0, 1.0, 0.0]), broken
+
+    def image(self, number: int, draw: Draw) -> Tensor:
+        if number == self.broken:
+            raise ReadError("c is damaged")
+        return self.images[number]
+
+    def close(self, image: Any) -> None:
+        pass
+
+
+def trained(broken: int | None, accumulate: int) -> Training:
+    torch.manual_seed(3)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), AttentionHead(4)).double()
+    recipe = Recipe(2, accumulate=accumulate, lr=0.01, clip=1e9, schedule="constant")
+    loss = Task("binary", ("a", "b")).loss
+    examples = Doubles(broken)
+    made = Training(StreamingModule(net, tile=8), examples, loss, recipe, validation=Doubles())
+    made.run()
+    return made
+
+
+def rank_main(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS)
+    try:
+        for broken in (None, 2):
+            made = trained(broken, accumulate=1)
+            assert made.effective_batch == 2 and made.ranks.count == RANKS
+            state = made.state()
+            assert set(state["bad"]) == (set() if broken is None else {"c"})
+            torch.save((state["net"], [epoch.validation for epoch in made.history]), f"{folder}/{rank}_{broken}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.skipif(not dist.is_available(), reason="torch was built without distributed")
+@pytest.mark.timeout(240)
+def test_two_processes_are_one_with_all_the_slides(tmp_path: Path) -> None:
+    mp.spawn(rank_main, args=(str(tmp_path),), nprocs=RANKS, join=True)
+    for broken in (None, 2):
+        alone = trained(broken, accumulate=2)
+        for rank in range(RANKS):
+            weights, validation = torch.load(tmp_path / f"{rank}_{broken}.pt", weights_only=True)
+            errors = relative_errors(weights, dict(alone.net.state_dict()))
+            assert max(errors.values()) <= BOUND, (rank, broken, errors)
+            assert validation == pytest.approx([epoch.validation for epoch in alone.history], abs=1e-12)
+
+
+def test_accumulated_gradients_are_those_of_the_batch() -> None:
+    """Two batches of one image, or one of two: the same weights, as no norm looks at the batch."""
+    states = []
+    for batch, accumulate in ((1, 2), (2, 1)):
+        torch.manual_seed(3)
+        net = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), AttentionHead(4)).double()
+        recipe = Recipe(1, batch=batch, accumulate=accumulate, lr=0.01)
+        made = Training(net, Doubles(), Task("binary", ("a", "b"), (0.5, 1.5)).loss, recipe, ranks=Ranks())
+        made.run()
+        states.append(net.state_dict())
+    assert max(relative_errors(*states).values()) <= BOUND
