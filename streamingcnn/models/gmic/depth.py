@@ -10,6 +10,7 @@ What is held between forward and backward is the small map of each slice, not wh
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -98,7 +99,8 @@ class _Again(torch.autograd.Function):
         # As saved tensors, so that a change in place between forward and backward is an error.
         ctx.save_for_backward(*((part,) if isinstance(part, Tensor) else ()), *parameters)
         kind = part.device.type if isinstance(part, Tensor) else parameters[0].device.type
-        ctx.autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
+        known = torch.amp.is_autocast_available(kind)
+        ctx.autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)) if known else None
         return trunk(part)
 
     @staticmethod
@@ -107,8 +109,7 @@ class _Again(torch.autograd.Function):
         parameters = list(saved if ctx.source is not None else saved[1:])
         wants_image = ctx.needs_input_grad[1]
         part = ctx.source if ctx.source is not None else saved[0].detach().requires_grad_(wants_image)
-        kind, dtype, enabled = ctx.autocast
-        with torch.enable_grad(), torch.autocast(kind, dtype, enabled):
+        with torch.enable_grad(), torch.autocast(*ctx.autocast) if ctx.autocast else nullcontext():
             made = ctx.trunk(part)
         wanted = [*([part] if wants_image else []), *parameters]
         found = torch.autograd.grad(made, wanted, gradients[0], allow_unused=True)
