@@ -73,7 +73,7 @@ class GLAM(nn.Module):
         trunk: a network that gives three maps, fine to coarse, and has ``tap_channels`` and ``out_channels``; None is
             the published ResNet-22 with the results of stages 2, 3 and 4.
         local: from a crop to a fine map, with ``out_channels``; None is the published ResNet-34 that keeps stride 4
-            (349 GMAC for a crop of 512 x 512). ``PyramidLocal()`` has the same stride for 21 GMAC.
+            (349 GMAC for a crop of 512 x 512). ``PyramidLocal()`` has the same stride for 20 GMAC.
         overlap: what holds where crops overlap: "max", "mean", or "last" as published.
         reference_crops: crops over the border shifted, as in the published code.
     """
