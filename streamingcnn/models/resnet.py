@@ -82,10 +82,10 @@ class ResNet(nn.Module):
     >>> ResNet(BasicBlock, depths=(1, 1), width=8, num_classes=5)(torch.zeros(2, 3, 32, 32)).shape
     torch.Size([2, 5])
 
-    `depths` are the blocks of each stage; every stage after the first halves the map and doubles the
-    channels, which start at `width`. Input: (N, in_channels, H, W), any H and W. The trunk's result has
-    1 / 2^(stages + 1) of the input's size, rounded up. `norm` makes a normalisation layer for a number of
-    channels.
+    `depths` are the blocks of each stage; every stage after the first halves the map (or what `strides`, one number
+    per stage, says) and doubles the channels, which start at `width`. Input: (N, in_channels, H, W), any H and W. The
+    trunk's result has 1 / 2^(stages + 1) of the input's size, rounded up. `norm` makes a normalisation layer for a
+    number of channels.
     """
 
     def __init__(
@@ -97,6 +97,7 @@ class ResNet(nn.Module):
         width: int = 64,
         num_classes: int | None = None,
         norm: Norm = nn.BatchNorm2d,
+        strides: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, width, 7, stride=2, padding=3, bias=False)
@@ -105,19 +106,33 @@ class ResNet(nn.Module):
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         self._stages = [f"layer{number}" for number in range(1, len(depths) + 1)]
         channels = width
-        for index, (name, depth) in enumerate(zip(self._stages, depths, strict=True)):
+        strides = strides or [1] + [2] * (len(depths) - 1)
+        stage_channels = []
+        for index, (name, depth, first) in enumerate(zip(self._stages, depths, strides, strict=True)):
             blocks = []
             for number in range(depth):
-                stride = 2 if index > 0 and number == 0 else 1
+                stride = first if number == 0 else 1
                 blocks.append(block(channels, width * 2**index, stride, norm))
                 channels = width * 2**index * block.expansion
             self.add_module(name, nn.Sequential(*blocks))
+            stage_channels.append(channels)
         self.out_channels = channels
+        #: Channels of the map that each stage gives.
+        self.stage_channels = tuple(stage_channels)
         self.avgpool = nn.AdaptiveAvgPool2d(1) if num_classes is not None else None
         self.fc = nn.Linear(channels, num_classes) if num_classes is not None else None
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def stage_maps(self, x: Tensor) -> list[Tensor]:
+        """The map of every stage, the finest first; what a decoder reads."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        maps = []
+        for name in self._stages:
+            x = self.get_submodule(name)(x)
+            maps.append(x)
+        return maps
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))

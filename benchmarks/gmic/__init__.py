@@ -1,0 +1,1 @@
+"""What GMIC, 3D-GMIC and GLAM cost at the published sizes, against networks that look at every pixel."""

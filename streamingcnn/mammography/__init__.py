@@ -1,0 +1,30 @@
+"""Mammograms and tomosynthesis: reading, finding the breast, the window that holds most of it, and measures.
+
+reading.py       16-bit PNG, DICOM, NIfTI, through libraries; one function
+breast.py        the breast's outline and the box around it
+window.py        a window of a network's size that holds most of the breast
+standardise.py   mean 0 and deviation 1
+table.py         images with paths, labels and masks
+measures.py      Dice and pixel average precision of saliency maps
+"""
+
+from streamingcnn.mammography.breast import Breast, find_breast
+from streamingcnn.mammography.measures import best_threshold, dice, pixel_average_precision
+from streamingcnn.mammography.reading import read_image
+from streamingcnn.mammography.standardise import standardised
+from streamingcnn.mammography.table import Exam, read_exams
+from streamingcnn.mammography.window import best_window, cut_window
+
+__all__ = [
+    "Breast",
+    "Exam",
+    "best_threshold",
+    "best_window",
+    "cut_window",
+    "dice",
+    "find_breast",
+    "pixel_average_precision",
+    "read_exams",
+    "read_image",
+    "standardised",
+]
