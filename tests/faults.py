@@ -151,13 +151,14 @@ def _same(a: Path, b: Path) -> bool:
             if not _equal(first[part], second[part]):
                 print(f"{b.name}: another {part} in {name}", file=sys.stderr)
                 return False
-    first_log, second_log = (
-        [(row["step"], row["loss"], row["lr"], row["validation"]) for row in read_log(run / "log.csv")]
-        for run in (a, b)
-    )
+    first_log, second_log = ([_numbers(row) for row in read_log(run / "log.csv")] for run in (a, b))
     if first_log != second_log:
         print(f"{b.name}: another log.csv", file=sys.stderr)
     return first_log == second_log
+
+
+def _numbers(row: dict[str, str]) -> tuple[str, ...]:
+    return row["step"], row["loss"], row["lr"], row["epoch_loss"], row["validation"]
 
 
 def _equal(a: Any, b: Any) -> bool:
