@@ -24,7 +24,8 @@ Rule 5. A tile that stands for n (see signature.py) runs once. Its state enters 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,7 @@ from torch import Tensor
 from .boxes import Box
 from .compiled import Compiler
 from .graph import Given, Graph, Plain, uses
-from .maps import DenseMap, Gradients, Map
+from .maps import DenseMap, Gradients, Map, Sink, SourceMap
 from .ops.reductions import repeated
 from .ops.rule import Value, replace_values
 from .pages import PagedMap
@@ -47,6 +48,28 @@ from .tile import run_tile
 
 if TYPE_CHECKING:
     from .ops.reductions import Reduction
+
+
+@contextlib.contextmanager
+def reading_ahead(stage: Stage, maps: Mapping[str, Map], tiles: Iterable[Box]) -> Iterator[None]:
+    """Have what a stage's tiles will read of sources read ahead, for as long as they run."""
+    sources = [found for value in stage.frontier if isinstance(found := maps.get(value.name), SourceMap)]
+    # Each source looks at the tiles by itself; they are few numbers each.
+    for source, boxes in zip(sources, itertools.tee(tiles, len(sources)) if sources else (), strict=True):
+        source.expect(_reads(stage, source.value, boxes))
+    try:
+        yield
+    finally:
+        for source in sources:
+            source.rest()
+
+
+def _reads(stage: Stage, value: Value, tiles: Iterable[Box]) -> Iterator[Box]:
+    """The boxes of a value that tiles read, in their order."""
+    for tile in tiles:
+        for read, box in stage.program(tile).reads:
+            if read is value:
+                yield box
 
 
 def requiring(graph: Graph, given: set[str]) -> frozenset[str]:
@@ -136,7 +159,13 @@ class Runner:
 
     # ---------------------------------------------------------------- forward
 
-    def forward(self, env: dict[str, Any], record: Record | None, sharing: Sharing | None = None) -> dict[str, Any]:
+    def forward(
+        self,
+        env: dict[str, Any],
+        record: Record | None,
+        sharing: Sharing | None = None,
+        into: Mapping[str, Sink] | None = None,
+    ) -> dict[str, Any]:
         """Run the plan.
 
         Args:
@@ -144,13 +173,14 @@ class Runner:
                 may also be a map, read by box from where its pixels are.
             record: filled with what backward needs; None where nothing needs a gradient.
             sharing: which tiles run, and for how many each stands; None: every one, for itself.
+            into: by name, where the results go that the graph has ``written``; tiles that are there are not run.
 
         Returns:
-            Outputs and new buffer values by name.
+            Outputs (but for those) and new buffer values by name.
         """
         sharing = Sharing() if sharing is None else sharing
         maps: dict[str, Map] = {v.name: self._input(v, env[v.name]) for v in self.graph.inputs.values() if v.spatial}
-        wanted = {v.name for v in self.outputs} | {v.name for _, v in self.graph.mutations}
+        wanted = {v.name for v in self.outputs} - self.graph.written | {v.name for _, v in self.graph.mutations}
         results: dict[str, Any] = {}
         places = self._places(env[self.graph.image.name].device, record is not None, sharing)
         with torch.no_grad(), self._own_autocast():
@@ -158,7 +188,7 @@ class Runner:
                 if isinstance(step, Globals):
                     self._forward_globals(step, env, maps, record)
                 else:
-                    self._forward_stage(step, env, maps, record, sharing, places)
+                    self._forward_stage(step, env, maps, record, sharing, places, into or {})
                 for name in self._finished(k, maps, record):
                     if name in wanted:
                         results[name] = maps[name].tensor
@@ -182,7 +212,7 @@ class Runner:
     def _places(self, device: torch.device, recording: bool, sharing: Sharing) -> dict[str, Place]:
         """Where the maps of one step live that are not on the device, with all the room they will need."""
         # A map with shared pages stays on the device all the same.
-        outside = [stage for stage in self._outside() if stage.name not in sharing.tables]
+        outside = [s for s in self._outside() if s.name not in sharing.tables and s.name not in self.graph.written]
         with_gradient = [1 + (recording and stage.name in self.needs) for stage in outside]
         wanted = {
             stage.name: Wanted(stage.place, (map_bytes(stage.target),) * count)
@@ -208,23 +238,32 @@ class Runner:
         record: Record | None,
         sharing: Sharing,
         places: dict[str, Place],
+        into: Mapping[str, Sink],
     ) -> None:
         keep = stage.way == "keep" and record is not None and self._trains(stage)
         sides = Sides(stage, env, self.needs if keep else ())
-        made = self._made(stage, sharing, places)
+        sink = into.get(stage.name)
+        made = self._made(stage, sharing, places) if sink is None else None
+
+        def todo() -> Iterator[tuple[Box, int]]:
+            there = sink.has if sink is not None and not stage.reductions else None
+            return (each for each in sharing.tiles(stage) if there is None or not there(each[0]))
+
         states: list[Any] = [None] * len(stage.reductions)
         kept: dict[Box, RunTile] = {}
-        for box, count in sharing.tiles(stage):
-            done = self._forward_tile(stage, box, maps, sides, keep)
-            if keep:
-                kept[box] = done
-            tile = done.result.detach()
-            for i, reduced in enumerate(stage.reductions):
-                partial = repeated(reduced.reduction, reduced.reduction.partial(tile), count)
-                states[i] = partial if states[i] is None else reduced.reduction.merge(states[i], partial)
-            if made is not None:
-                made.write(box, tile)
-            del done, tile  # or they would live on while the next tile is computed
+        with reading_ahead(stage, maps, (box for box, _ in todo())):
+            for box, count in todo():
+                done = self._forward_tile(stage, box, maps, sides, keep)
+                if keep:
+                    kept[box] = done
+                tile = done.result.detach()
+                for i, reduced in enumerate(stage.reductions):
+                    partial = repeated(reduced.reduction, reduced.reduction.partial(tile), count)
+                    states[i] = partial if states[i] is None else reduced.reduction.merge(states[i], partial)
+                for taker in (made, sink):
+                    if taker is not None:
+                        taker.write(box, tile)
+                del done, tile  # or they would live on while the next tile is computed
         if made is not None:
             maps[stage.target.name] = made
         if keep and record is not None:
@@ -237,7 +276,7 @@ class Runner:
         if not stage.stored:
             return None
         table = sharing.tables.get(stage.name)
-        if table is not None:
+        if table is not None and stage.name not in self.graph.written:
             return table.map_of(stage.target)
         return DenseMap(stage.target, place=places.get(stage.name, DEVICE))
 
@@ -340,14 +379,16 @@ class Runner:
                 gradients.add_box(stage.target, box, pull.at(box, record.maps[stage.target.name].read(box), count))
             return
         sides, kept = record.kept.get(stage) or (Sides(stage, record.env, self.needs), {})
-        for box, count in record.sharing.tiles(stage):
-            if box not in kept and self._backward_compiled(stage, box, record, pull, count, sides, gradients):
-                continue
-            tile = kept.get(box) or self._recomputed(stage, box, record, sides)
-            if not retain:
-                kept.pop(box, None)
-            self._backward_tile(stage, box, tile, pull, count, sides, gradients, retain and box in kept)
-            del tile  # or it would live on while the next one is computed
+        again = () if kept else (box for box, _ in record.sharing.tiles(stage))
+        with reading_ahead(stage, record.maps, again):
+            for box, count in record.sharing.tiles(stage):
+                if box not in kept and self._backward_compiled(stage, box, record, pull, count, sides, gradients):
+                    continue
+                tile = kept.get(box) or self._recomputed(stage, box, record, sides)
+                if not retain:
+                    kept.pop(box, None)
+                self._backward_tile(stage, box, tile, pull, count, sides, gradients, retain and box in kept)
+                del tile  # or it would live on while the next one is computed
         sides.pull(gradients, retain)
 
     def _backward_compiled(
