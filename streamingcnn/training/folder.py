@@ -73,7 +73,8 @@ class Folder(Watch):
             OSError: the folder cannot be written.
         """
         self.last.parent.mkdir(parents=True, exist_ok=True)
-        for name in ("checkpoints/last.pt", "checkpoints/best.pt", "log.csv", "bad_cases.csv", "splits.csv"):
+        written = ("settings.toml", "versions.json", "splits.csv", "log.csv", "bad_cases.csv")
+        for name in (*written, "checkpoints/last.pt", "checkpoints/best.pt"):
             remove_partials(self.path / name)
         self._done = done
         kept = [
