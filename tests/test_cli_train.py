@@ -221,6 +221,16 @@ def test_a_folder_that_cannot_be_written_or_is_of_something_else(
     assert "labels.csv is a file" in capsys.readouterr().err
 
 
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(folder: Path) -> None:
+    (folder / "run").mkdir()
+    (folder / "run" / ".settings.toml.4711.partial").write_text("table =")
+    assert run("--epochs", "1") == 0
+    (folder / "again").mkdir()
+    (folder / "run" / "settings.toml").rename(folder / "again" / "settings.toml")
+    assert run("--epochs", "1", out="again") == 0
+    assert not list(folder.rglob("*.partial"))
+
+
 def limited(arguments: list[str], room: int, said: str) -> None:
     """A process on a disk with so many bytes for a file."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
