@@ -217,6 +217,8 @@ def test_a_folder_that_cannot_be_written_or_is_of_something_else(
     (folder / "mine" / "thesis.txt").touch()
     assert run(out="mine") == 1
     assert "mine holds something else than a run" in capsys.readouterr().err
+    assert run("--tissue", "masks") == 1
+    assert "tissue is masks: it is neither 'auto' nor 'none', and no file or folder" in capsys.readouterr().err
     assert run(out="labels.csv") == 1
     assert "labels.csv is a file" in capsys.readouterr().err
 

@@ -162,8 +162,13 @@ class Folder(Watch):
         self._saved = time.monotonic()
 
     def _row(self, **values: Any) -> None:
-        with (self.path / "log.csv").open("a", newline="") as file:
-            csv.DictWriter(file, COLUMNS).writerow(values)
+        try:
+            with (self.path / "log.csv").open("a", newline="") as file:
+                csv.DictWriter(file, COLUMNS).writerow(values)
+        except OSError as error:
+            why = error.strerror or str(error)
+            said = f"could not write: {why} (the same command goes on from the last checkpoint, once there is room)"
+            raise OSError(error.errno, said, str(self.path / "log.csv")) from error
 
     def _scalars(self, values: Mapping[str, float], step: int) -> None:
         for name, value in values.items():

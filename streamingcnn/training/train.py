@@ -75,6 +75,8 @@ def _train(settings: Settings, ranks: Ranks, device: torch.device, say: Callable
     if state is not None and state["finished"]:
         say(f"{out} holds this run, finished after {len(state['history'])} epochs; give another --out for a new one")
         return Outcome(tuple(Epoch(**epoch) for epoch in state["history"]), state["bad"], True)
+    if settings.tissue not in ("auto", "none") and not Path(settings.tissue).exists():
+        raise ValueError(f"tissue is {settings.tissue}: it is neither 'auto' nor 'none', and no file or folder")
     cases, settings = _cases(settings, out if state is not None else None)
     of = {split: [case for case in cases if case.split == split] for split in ("train", "validation", "test")}
     if not of["train"]:
