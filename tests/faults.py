@@ -123,7 +123,8 @@ def faults(folder: Path, kills: int, epochs: int, seed: int = 0) -> Result:
                 break  # it came to its end; the next one starts anew
             assert process.exitcode == -9, f"the run ended by itself with {process.exitcode}"
             result.kills += 1
-            result.inside += bool(list((out / "checkpoints").glob(".*.partial")))
+            # By its number: an earlier one's lies there until a process has come as far as to remove it.
+            result.inside += bool(list((out / "checkpoints").glob(f".*.{process.pid}.partial")))
             for name in ("last.pt", "best.pt"):
                 if (out / "checkpoints" / name).exists():
                     read_checkpoint(out / "checkpoints" / name)
