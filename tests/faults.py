@@ -123,7 +123,8 @@ def faults(folder: Path, kills: int, epochs: int, seed: int = 0) -> Result:
                 break  # it came to its end; the next one starts anew
             assert process.exitcode == -9, f"the run ended by itself with {process.exitcode}"
             result.kills += 1
-            result.inside += bool(list((out / "checkpoints").glob(".*.partial")))
+            # By its number: an earlier one's lies there until a process has come as far as to remove it.
+            result.inside += bool(list((out / "checkpoints").glob(f".*.{process.pid}.partial")))
             for name in ("last.pt", "best.pt"):
                 if (out / "checkpoints" / name).exists():
                     read_checkpoint(out / "checkpoints" / name)
@@ -151,13 +152,14 @@ def _same(a: Path, b: Path) -> bool:
             if not _equal(first[part], second[part]):
                 print(f"{b.name}: another {part} in {name}", file=sys.stderr)
                 return False
-    first_log, second_log = (
-        [(row["step"], row["loss"], row["lr"], row["validation"]) for row in read_log(run / "log.csv")]
-        for run in (a, b)
-    )
+    first_log, second_log = ([_numbers(row) for row in read_log(run / "log.csv")] for run in (a, b))
     if first_log != second_log:
         print(f"{b.name}: another log.csv", file=sys.stderr)
     return first_log == second_log
+
+
+def _numbers(row: dict[str, str]) -> tuple[str, ...]:
+    return row["step"], row["loss"], row["lr"], row["epoch_loss"], row["validation"]
 
 
 def _equal(a: Any, b: Any) -> bool:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import tensorboard  # noqa: F401
+import importlib
+import pkgutil
+
 import torch
-import torch.utils.tensorboard
 from torch import nn
 
-import tests.faults  # noqa: F401
+import streamingcnn.cli
 from streamingcnn import StreamingModule
 
+NEEDED = ["tests.faults", "torch.utils.tensorboard", "tomli_w"]
+NEEDED += [f"streamingcnn.cli.{module.name}" for module in pkgutil.iter_modules(streamingcnn.cli.__path__)]
+
 torch.set_num_threads(1)  # threads do not live through a fork
+for name in NEEDED:
+    importlib.import_module(name)
 StreamingModule(nn.Conv2d(3, 1, 3), tile=8).plan((1, 3, 16, 16))

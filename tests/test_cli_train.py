@@ -217,8 +217,20 @@ def test_a_folder_that_cannot_be_written_or_is_of_something_else(
     (folder / "mine" / "thesis.txt").touch()
     assert run(out="mine") == 1
     assert "mine holds something else than a run" in capsys.readouterr().err
+    assert run("--tissue", "masks") == 1
+    assert "tissue is masks: it is neither 'auto' nor 'none', and no file or folder" in capsys.readouterr().err
     assert run(out="labels.csv") == 1
     assert "labels.csv is a file" in capsys.readouterr().err
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(folder: Path) -> None:
+    (folder / "run").mkdir()
+    (folder / "run" / ".settings.toml.4711.partial").write_text("table =")
+    assert run("--epochs", "1") == 0
+    (folder / "again").mkdir()
+    (folder / "run" / "settings.toml").rename(folder / "again" / "settings.toml")
+    assert run("--epochs", "1", out="again") == 0
+    assert not list(folder.rglob("*.partial"))
 
 
 def limited(arguments: list[str], room: int, said: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,16 @@ from torch import Tensor, nn
 from streamingcnn import StreamingModule
 from streamingcnn.comparison import relative_errors
 from streamingcnn.sources import ReadError
+from streamingcnn.training.checkpoint import read_checkpoint
 from streamingcnn.training.examples import Draw
+from streamingcnn.training.folder import read_log
 from streamingcnn.training.heads import AttentionHead
 from streamingcnn.training.loop import Recipe, Training
 from streamingcnn.training.ranks import Ranks
+from streamingcnn.training.settings import Settings
 from streamingcnn.training.tasks import Task
+from streamingcnn.training.train import train
+from tests import faults
 
 RANKS, BOUND = 2, 1e-10
 
@@ -76,6 +83,33 @@ def test_two_processes_are_one_with_all_the_slides(tmp_path: Path) -> None:
             errors = relative_errors(weights, dict(alone.net.state_dict()))
             assert max(errors.values()) <= BOUND, (rank, broken, errors)
             assert validation == pytest.approx([epoch.validation for epoch in alone.history], abs=1e-12)
+
+
+def command_main(rank: int, folder: str, port: int) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(RANKS), LOCAL_WORLD_SIZE=str(RANKS))
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    said: list[str] = []
+    settings = Settings(
+        table=f"{folder}/labels.csv", out=f"{folder}/run", model="tests.faults:small", head="mean", tile=32, epochs=2
+    )
+    outcome = train(settings.with_(tissue="none", accumulate=1, checkpoint_seconds=0.0), said.append)
+    assert outcome.finished and len(outcome.history) == 2
+    assert bool(said) == (rank == 0)
+    assert not dist.is_initialized()
+
+
+@pytest.mark.skipif(not dist.is_available(), reason="torch was built without distributed")
+@pytest.mark.timeout(240)
+def test_the_command_under_torchrun_writes_once(tmp_path: Path) -> None:
+    faults.prepare(tmp_path)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(command_main, args=(str(tmp_path), port), nprocs=RANKS, join=True)
+    rows = [row for row in read_log(tmp_path / "run" / "log.csv") if row["loss"]]
+    assert [(row["step"], row["images"]) for row in rows] == [("1", "2"), ("2", "2"), ("3", "2"), ("4", "2")]
+    assert len(read_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")["generators"]) == RANKS
 
 
 def test_accumulated_gradients_are_those_of_the_batch() -> None:

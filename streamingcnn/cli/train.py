@@ -35,9 +35,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("table", nargs="?", default=argparse.SUPPRESS, metavar="TABLE", help="CSV or XLSX of cases")
-    parser.add_argument(
-        "--config", type=Path, metavar="FILE.toml", help="settings from a file; what the command line says wins"
-    )
+    parser.add_argument("--config", type=Path, metavar="FILE.toml", help="settings; the command line wins over it")
     groups: dict[str, Any] = {}
     for setting in settable():
         if setting.name != "table":

@@ -73,7 +73,8 @@ class Folder(Watch):
             OSError: the folder cannot be written.
         """
         self.last.parent.mkdir(parents=True, exist_ok=True)
-        for name in ("checkpoints/last.pt", "checkpoints/best.pt", "log.csv", "bad_cases.csv", "splits.csv"):
+        written = ("settings.toml", "versions.json", "splits.csv", "log.csv", "bad_cases.csv")
+        for name in (*written, "checkpoints/last.pt", "checkpoints/best.pt"):
             remove_partials(self.path / name)
         self._done = done
         kept = [
@@ -161,8 +162,13 @@ class Folder(Watch):
         self._saved = time.monotonic()
 
     def _row(self, **values: Any) -> None:
-        with (self.path / "log.csv").open("a", newline="") as file:
-            csv.DictWriter(file, COLUMNS).writerow(values)
+        try:
+            with (self.path / "log.csv").open("a", newline="") as file:
+                csv.DictWriter(file, COLUMNS).writerow(values)
+        except OSError as error:
+            why = error.strerror or str(error)
+            said = f"could not write: {why} (the same command goes on from the last checkpoint, once there is room)"
+            raise OSError(error.errno, said, str(self.path / "log.csv")) from error
 
     def _scalars(self, values: Mapping[str, float], step: int) -> None:
         for name, value in values.items():

@@ -71,9 +71,12 @@ def train(settings: Settings, say: Callable[[str], None] = logger.info) -> Outco
 def _train(settings: Settings, ranks: Ranks, device: torch.device, say: Callable[[str], None]) -> Outcome:
     out = Path(settings.out)
     state = _state(out, settings)
+    ranks.gathered(None)  # all have looked into the folder before the first one writes there
     if state is not None and state["finished"]:
         say(f"{out} holds this run, finished after {len(state['history'])} epochs; give another --out for a new one")
         return Outcome(tuple(Epoch(**epoch) for epoch in state["history"]), state["bad"], True)
+    if settings.tissue not in ("auto", "none") and not Path(settings.tissue).exists():
+        raise ValueError(f"tissue is {settings.tissue}: it is neither 'auto' nor 'none', and no file or folder")
     cases, settings = _cases(settings, out if state is not None else None)
     of = {split: [case for case in cases if case.split == split] for split in ("train", "validation", "test")}
     if not of["train"]:
@@ -81,7 +84,12 @@ def _train(settings: Settings, ranks: Ranks, device: torch.device, say: Callable
     if ranks.first and state is None:
         _begin(out, settings, cases)
     say("cases: " + ", ".join(f"{len(found)} {split}" for split, found in of.items()) + _classes_said(settings, of))
-    bad = state["bad"] if state is not None else _unreadable([*of["train"], *of["validation"]], settings, say)
+    sizes, unreadable = _looked_at([*of["train"], *of["validation"]], settings)
+    bad = state["bad"] if state is not None else unreadable
+    if bad:
+        say(f"{len(bad)} case(s) are left out:")
+        for name, why in bad.items():
+            say(f"  - {name}: {why}")
     _enough(of["train"], bad)
 
     torch.manual_seed(settings.seed)
@@ -106,9 +114,9 @@ def _train(settings: Settings, ranks: Ranks, device: torch.device, say: Callable
     if state is not None:
         training.load(state)
     done = (training.epoch - 1) * training.steps + training.step
-    _foresee(net, training, of["train"], settings, say)
+    _foresee(net, training, sizes, settings, say)
     folder = Folder(out, settings, {"memory": memory}, device, say)
-    with _stopped_by_signals(folder, say):
+    with _stopped_by_signals(folder):
         if ranks.first:
             folder.open(done, len(training.history))
         if state is not None:
@@ -147,7 +155,8 @@ def _state(out: Path, settings: Settings) -> dict[str, Any] | None:
         return state
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; --out names a folder")
-    if out.is_dir() and any(out.iterdir()) and not (out / "settings.toml").is_file():
+    others = [entry for entry in out.iterdir() if not entry.name.startswith(".")] if out.is_dir() else []
+    if others and not (out / "settings.toml").is_file():
         raise ValueError(f"{out} holds something else than a run; choose another --out")
     return None
 
@@ -185,24 +194,23 @@ def _cases(settings: Settings, resumed: Path | None) -> tuple[list[Case], Settin
 
 def _begin(out: Path, settings: Settings, cases: Sequence[Case]) -> None:
     out.mkdir(parents=True, exist_ok=True)
+    settings.write(out / "settings.toml")  # first: a folder without it is taken for something else than a run
     write_splits(out / "splits.csv", cases, settings.classes)
     write_versions(out / "versions.json")
-    settings.write(out / "settings.toml")
 
 
-def _unreadable(cases: Sequence[Case], settings: Settings, say: Callable[[str], None]) -> dict[str, str]:
-    """The cases whose file cannot be opened as the settings ask, and why; only their headers are read."""
-    bad = {}
+def _looked_at(cases: Sequence[Case], settings: Settings) -> tuple[dict[str, int], dict[str, str]]:
+    """By name: the pixels of cases that open as the settings ask, and why the others do not. Headers only are read."""
+    sizes, bad = {}, {}
     for case in cases:
         try:
-            opened_case(case, settings).close()
+            opened = opened_case(case, settings)
         except (OSError, ValueError) as error:
             bad[case.name] = str(error)
-    if bad:
-        say(f"{len(bad)} case(s) cannot be read and are left out:")
-        for name, why in bad.items():
-            say(f"  - {name}: {why}")
-    return bad
+            continue
+        sizes[case.name] = opened.shape[-1] * opened.shape[-2]
+        opened.close()
+    return sizes, bad
 
 
 def _enough(cases: Sequence[Case], bad: dict[str, str]) -> None:
@@ -248,21 +256,13 @@ def _recipe(settings: Settings) -> Recipe:
 
 
 def _foresee(
-    net: StreamingModule, training: Training, cases: Sequence[Case], settings: Settings, say: Callable[[str], None]
+    net: StreamingModule, training: Training, sizes: dict[str, int], settings: Settings, say: Callable[[str], None]
 ) -> None:
     """Say what a step will take, by the largest slide there is to train on."""
-    sizes: dict[int, int] = {}
-    for number, case in enumerate(cases):
-        if case.name not in training.bad:
-            opened = opened_case(case, settings)
-            sizes[number] = opened.shape[-1] * opened.shape[-2]
-            opened.close()
-    if not sizes:
-        return
-    order = sorted(sizes, key=lambda number: -sizes[number])
     slides = training.examples
     assert isinstance(slides, Slides)
-    for number in order:
+    good = [k for k, name in enumerate(slides.names) if name in sizes and name not in training.bad]
+    for number in sorted(good, key=lambda k: -sizes[slides.names[k]]):
         try:
             image = slides.image(number)
         except (OSError, ValueError):
@@ -271,15 +271,15 @@ def _foresee(
         plan = net.plan(image)
         slides.close(image)
         height, width = image.shape[-2:]
-        share = sum(sizes.values()) / (len(sizes) * sizes[number])
+        share = sum(sizes[slides.names[k]] for k in good) / sizes[slides.names[number]]
         say(
             f"largest slide: {slides.names[number]}, {height} x {width} pixels: {plan.tiles} tiles in "
             f"{len(plan.stages)} stages, predicted {format_bytes(plan.peak_bytes)} and "
             f"{format_seconds(plan.seconds)} to train on it once"
         )
-        if plan.sharing is not None and (run := plan.sharing.statistics(plan.steps)) is not None:
+        if plan.sharing is not None and (run := plan.sharing.statistics(plan.steps)).saved > 0:
             say(f"  with constant parts shared: {run}")
-        epoch = plan.seconds * share * len(sizes) / training.ranks.count
+        epoch = plan.seconds * share / training.ranks.count
         say(
             f"{training.effective_batch} slides to a step, {training.steps} steps to an epoch, predicted at most "
             f"{format_seconds(epoch)} for one; {settings.epochs} epochs"
@@ -303,7 +303,7 @@ def _quiet(_: str) -> None:
 
 
 @contextmanager
-def _stopped_by_signals(folder: Folder, say: Callable[[str], None]) -> Iterator[None]:
+def _stopped_by_signals(folder: Folder) -> Iterator[None]:
     """Let SIGTERM end the run after its step; a second one ends it at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -312,7 +312,6 @@ def _stopped_by_signals(folder: Folder, say: Callable[[str], None]) -> Iterator[
     def stop(number: int, frame: Any) -> None:
         folder.stopping = True
         signal.signal(signal.SIGTERM, before)
-        say("stopping after this step")
 
     before = signal.signal(signal.SIGTERM, stop)
     try:
