@@ -6,7 +6,7 @@ can only be read: a source of pixels outside memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -87,6 +87,15 @@ class DenseMap:
         """The whole map on the device."""
         return self.place.read(self._written)
 
+    def detached(self) -> DenseMap:
+        """The same pixels, by a tensor of its own."""
+        return DenseMap(self.value, self.tensor.detach())
+
+    @property
+    def version(self) -> int:
+        """Counts the changes in place."""
+        return self.tensor._version
+
     @property
     def _written(self) -> Tensor:
         assert self._tensor is not None, f"{self.value.name} was read before it was written"
@@ -165,6 +174,16 @@ class Gradients:
         else:
             place = self.places.get(value.name, DEVICE)
             self.maps.setdefault(value.name, GradientMap(value, place)).add(box, gradient)
+
+    def reach(self, values: Iterable[Value]) -> None:
+        """Note values that a stage's tiles give gradients to, here or on another rank."""
+
+    def settle(self, values: Iterable[Value]) -> None:
+        """Complete the gradients of values that are popped next, where other ranks have a part in them."""
+
+    def add_by_all(self, value: Value, gradient: Tensor | None) -> None:
+        """Add a gradient that is complete by itself, and the same on every rank."""
+        self.add(value, gradient)
 
     def paged_of(self, value: Value) -> PagedGradient:
         """The gradient of a paged map, begun if there is none yet."""
