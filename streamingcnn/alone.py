@@ -60,6 +60,9 @@ class Alone:
         """A map as the caller gets it."""
         return made.tensor
 
+    def finish(self) -> None:
+        """The forward or the backward is over."""
+
     def gradients(self, places: Mapping[str, Place], tables: Mapping[str, Table]) -> Gradients:
         """Where one backward collects its gradients."""
         return Gradients(places, tables)

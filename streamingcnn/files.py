@@ -18,7 +18,7 @@ from pathlib import Path
 
 from streamingcnn.memory import format_bytes
 
-__all__ = ["remove_partials", "whole_file", "whole_folder"]
+__all__ = ["explained", "remove_partials", "whole_file", "whole_folder"]
 
 
 @contextmanager
@@ -45,7 +45,7 @@ def whole_file(path: Path, durable: bool = False) -> Iterator[Path]:
         if durable and os.name == "posix":  # a folder is no file that Windows would open
             _to_disk(path.parent)
     except OSError as error:
-        raise _explained(error, path) from error
+        raise explained(error, path) from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -72,7 +72,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
             os.replace(path, older)
         os.replace(partial, path)
     except OSError as error:
-        raise _explained(error, path) from error
+        raise explained(error, path) from error
     finally:
         for leftover in (partial, older):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -98,7 +98,7 @@ def _partial(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.partial")
 
 
-def _explained(error: OSError, path: Path) -> OSError:
+def explained(error: OSError, path: Path) -> OSError:
     """The same error with the free space of the disk and the way out in its message."""
     reason = error.strerror or str(error)
     if error.errno is None:

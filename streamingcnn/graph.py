@@ -101,6 +101,8 @@ class Graph:
     device: torch.device
     strides: dict[str, tuple[int, ...]] = field(default_factory=dict)
     trained: frozenset[str] = frozenset()
+    #: The results that are written to a file tile by tile and never held.
+    written: frozenset[str] = frozenset()
 
     @cached_property
     def image(self) -> Value:

@@ -6,16 +6,17 @@ can only be read: a source of pixels outside memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
+from .ahead import Ahead, Clock, Reading
 from .boxes import Box, full
 from .ops.rule import Value, along
 from .places import DEVICE, Place
-from .sources.source import Source
+from .sources.source import Source, said_by
 
 if TYPE_CHECKING:
     from .pages import PagedGradient, Table
@@ -35,6 +36,27 @@ class Map(Protocol):
         """The whole map as an ordinary tensor."""
         ...
 
+    def detached(self) -> Map:
+        """The same pixels, by a tensor other than the one that :attr:`tensor` gave; itself, where that was a copy."""
+        ...
+
+    @property
+    def version(self) -> int:
+        """Counts the changes in place that a caller can make to them."""
+        ...
+
+
+class Sink(Protocol):
+    """What takes a result tile by tile, and holds none of it in memory."""
+
+    def has(self, box: Box) -> bool:
+        """Whether a tile is there already."""
+        ...
+
+    def write(self, box: Box, tile: Tensor) -> None:
+        """Take a tile; it stands for all that show the same page."""
+        ...
+
 
 def empty_like_tile(
     tile: Tensor, shape: tuple[int, ...], place: Place = DEVICE, dtype: torch.dtype | None = None
@@ -47,13 +69,30 @@ def empty_like_tile(
 
 
 class SourceMap:
-    """An input whose pixels are read from a source, again each time that a tile needs them."""
+    """An input whose pixels are read from a source, again each time that a tile needs them; ahead where it can be."""
 
-    def __init__(self, value: Value, source: Source, device: torch.device) -> None:
+    def __init__(self, value: Value, source: Source, device: torch.device, reading: Reading | None = None) -> None:
         self.value, self.source, self.device = value, source, device
+        self.reading = Reading() if reading is None else reading
+        self._ahead: Ahead | None = None
+
+    def expect(self, boxes: Iterator[Box]) -> None:
+        """Say which boxes will be read next; they are read ahead until :meth:`rest`."""
+        self.rest()
+        threads = int(said_by(self.source, "threads", 1))
+        if threads > 0:
+            pixel_bytes = self.value.depth * self.value.dtype.itemsize
+            self._ahead = Ahead(self.source.read, boxes, pixel_bytes, threads)
+
+    def rest(self) -> None:
+        """Read nothing ahead any more."""
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None
 
     def read(self, box: Box) -> Tensor:
-        pixels = self.source.read(box)
+        with Clock(self.reading):
+            pixels = self.source.read(box) if self._ahead is None else self._ahead.take(box)
         wanted = self.value.shape_at(box)
         if tuple(pixels.shape) not in (wanted, wanted[1:]) or pixels.dtype != self.value.dtype:
             raise ValueError(
@@ -65,6 +104,15 @@ class SourceMap:
     @property
     def tensor(self) -> Tensor:
         return self.read(full(self.value.extents))
+
+    def detached(self) -> SourceMap:
+        """Itself: what callers get is a copy."""
+        return self
+
+    @property
+    def version(self) -> int:
+        """Nobody can change them."""
+        return 0
 
 
 class DenseMap:
@@ -209,6 +257,10 @@ class Gradients:
             found = self.maps.pop(value.name, None)
             return None if found is None else found.tensor
         return self.sums.pop(value.name, None)
+
+    def pop_given(self, value: Value, given: Tensor) -> Tensor | None:
+        """Take out the gradient of a value that the caller gave."""
+        return self.pop(value)
 
     def pop_map(self, value: Value) -> Callable[[Box], Tensor] | None:
         """Take the gradient of a map out, to be read by box: each box of its maker's tiles that runs, once."""

@@ -8,12 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from .ahead import Reading
 from .budget import LESS, Budgets, guarded, kind_of_call
 from .capture import capture
 from .compiled import Compiler
@@ -21,17 +23,18 @@ from .constant import constant_blocks_in
 from .errors import StepMemoryError
 from .fingerprint import capture_key
 from .graph import Given, Graph
-from .maps import SourceMap
+from .maps import Sink, SourceMap
 from .memory import format_bytes
 from .ops.rule import Value
 from .places import Offload, parse_offload
 from .plan.plan import Plan, check_tile, make_plan
 from .plan.saved import SavedPlan, chosen
 from .plan.search import BudgetError
+from .predict import predict, writing
 from .probe import refuse_early
 from .runner import Runner, requiring
-from .signature import Content, TilesRun, share
-from .sources.source import ConstantBlocks, Source, constant_blocks_of
+from .signature import Content, Sharing, TilesRun, share
+from .sources.source import ConstantBlocks, Source, constant_blocks_of, said_by
 from .stream import Job, StreamFunction
 
 Made = TypeVar("Made")
@@ -122,7 +125,8 @@ class StreamingModule(nn.Module):
         self.training = module.training
         #: The seed that the last forward's dropouts drew, or None.
         self.last_seed: int | None = None
-        #: How many tiles the last forward had, and how many of them were run.
+        #: How many tiles the last forward had, how many of them were run, what was filled outside a mask, and how
+        #: long it waited for pixels.
         self.last_run: TilesRun | None = None
         self._graphs: OrderedDict[Any, Graph] = OrderedDict()
         self._plans: OrderedDict[Any, Plan] = OrderedDict()
@@ -179,11 +183,16 @@ class StreamingModule(nn.Module):
         graph, plan, _, content = self._planned(*given)
         return replace(plan, sharing=share(plan.steps, graph.image, content)) if content else plan
 
-    def _planned(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Graph, Plan, Any, Content]:
+    def _planned(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], to_file: bool = False
+    ) -> tuple[Graph, Plan, Any, Content]:
         leaves = pytree.tree_leaves((args, kwargs))
         args, kwargs = pytree.tree_map_only(Source, _stand_in, (args, kwargs))
         key = capture_key(self.module, args, kwargs)
         graph = _remembered(self._graphs, key, lambda: capture(self.module, args, kwargs))
+        if to_file:
+            key, captured = (key, "to a file"), graph
+            graph = _remembered(self._graphs, key, lambda: writing(captured))
         content = _content(graph, leaves)
         call, device = self._call(args, kwargs)
         if call in self._budgets.failed:
@@ -292,7 +301,8 @@ class StreamingModule(nn.Module):
             )
         graph, plan, key, content = self._planned(args, kwargs)
         leaves = pytree.tree_leaves((args, kwargs))
-        tensors, fixed = self._given(graph, leaves)
+        reading = Reading()
+        tensors, fixed = self._given(graph, leaves, reading)
         if graph.noises:
             self.last_seed = int(torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64))
             fixed["seed"] = self.last_seed
@@ -304,7 +314,8 @@ class StreamingModule(nn.Module):
         device = image.device if isinstance(image, Tensor) else self._device()
         runner = self._runner(graph, plan, key, needs, device.type)
         sharing = share(runner.steps, graph.image, content)
-        self.last_run = sharing.statistics(runner.steps)
+        filled = next((said for leaf in leaves if (said := said_by(leaf, "filled")) is not None), None)
+        self.last_run = replace(sharing.statistics(runner.steps), filled=filled, reading=reading)
         plan = Plan(graph, tuple(runner.steps), plan.budget, sharing)
         explain = partial(self._explained, self._call(args, kwargs)[0], plan)
         returned = {o.name for o in graph.outputs if isinstance(o, Value) and isinstance(fixed.get(o.name), SourceMap)}
@@ -324,7 +335,53 @@ class StreamingModule(nn.Module):
         ]
         return pytree.tree_unflatten(outputs, graph.output_spec)
 
-    def _given(self, graph: Graph, leaves: Sequence[Any]) -> tuple[dict[Value, Tensor], dict[str, Any]]:
+    def predict(self, image: Any, out: str | Path, overwrite: bool = False) -> Path:
+        """Run the network and write its result to a file, box by box: for results larger than memory.
+
+        ::
+
+            net.eval()
+            net.predict(open_image("slide.svs", mpp=0.5), out="probabilities.tif")
+
+        A prediction that was killed goes on where it was when it is asked for again; one that is finished is known as
+        finished, and nothing runs. See :mod:`streamingcnn.predict`.
+
+        Args:
+            image: a source, or a tensor of one image.
+            out: the file: .zarr, .tif, .nii, .nii.gz or .npy. Beside it comes ``<out>.json``, which says what made it.
+            overwrite: whether a file that was made of something else is replaced.
+
+        Returns:
+            The path of the file.
+
+        Raises:
+            ValueError: the network is in training, or its result is no map of one image; a format that does not fit.
+            FileExistsError: ``out`` is there and was made of something else.
+            OSError: it could not be written; what was computed is kept for the next try.
+        """
+        return predict(self, image, Path(out), overwrite)
+
+    def _write(self, image: Any, into: Callable[[Graph, Plan, Sharing], Mapping[str, Sink]]) -> dict[str, Any]:
+        """A forward without gradients whose result goes to sinks, for :mod:`streamingcnn.predict`."""
+        with torch.no_grad():
+            graph, plan, key, content = self._planned((image,), {}, to_file=True)
+            reading = Reading()
+            tensors, fixed = self._given(graph, [image], reading)
+            if graph.noises:
+                fixed["seed"] = 0
+            device = image.device if isinstance(image, Tensor) else self._device()
+            runner = self._runner(graph, plan, key, frozenset(), device.type)
+            sharing = share(runner.steps, graph.image, content)
+            filled = said_by(image, "filled")
+            self.last_run = replace(sharing.statistics(runner.steps), filled=filled, reading=reading)
+            env = {**fixed, **{v.name: t.detach() for v, t in tensors.items()}}
+            sinks = into(graph, plan, sharing)
+            explain = partial(self._explained, self._call((image,), {})[0], plan)
+            return guarded(lambda: runner.forward(env, None, sharing, sinks), explain)
+
+    def _given(
+        self, graph: Graph, leaves: Sequence[Any], reading: Reading | None = None
+    ) -> tuple[dict[Value, Tensor], dict[str, Any]]:
         """The tensors behind the graph's given values: those autograd saves, and the rest."""
         mutated = {name for name, _ in graph.mutations}
         tensors: dict[Value, Tensor] = {}
@@ -335,7 +392,7 @@ class StreamingModule(nn.Module):
             if node.source == "input" and isinstance(leaves[node.key], Tensor):
                 tensors[node.value] = leaves[node.key]
             elif node.source == "input":
-                fixed[node.value.name] = SourceMap(node.value, leaves[node.key], self._device())
+                fixed[node.value.name] = SourceMap(node.value, leaves[node.key], self._device(), reading)
             elif node.source == "parameter":
                 tensors[node.value] = self.module.get_parameter(node.key)
             elif node.source == "buffer" and node.key not in mutated:

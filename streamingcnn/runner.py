@@ -24,20 +24,21 @@ Rule 5. A tile that stands for n (see signature.py) runs once. Its state enters 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from .alone import ALONE, Alone
 from .boxes import Box
 from .compiled import Compiler
 from .graph import Given, Graph, Plain, uses
-from .maps import DenseMap, Gradients, Map
+from .maps import DenseMap, Gradients, Map, Sink, SourceMap
 from .ops.reductions import repeated
 from .ops.rule import Value, replace_values
-from .pages import PagedMap
 from .places import DEVICE, Place, Wanted, open_places
 from .plan.cost import map_bytes
 from .plan.stages import Globals, Program, Stage
@@ -47,6 +48,28 @@ from .tile import run_tile
 
 if TYPE_CHECKING:
     from .ops.reductions import Reduction
+
+
+@contextlib.contextmanager
+def reading_ahead(stage: Stage, maps: Mapping[str, Map], tiles: Iterable[Box]) -> Iterator[None]:
+    """Have what a stage's tiles will read of sources read ahead, for as long as they run."""
+    sources = [found for value in stage.frontier if isinstance(found := maps.get(value.name), SourceMap)]
+    # Each source looks at the tiles by itself; they are few numbers each.
+    for source, boxes in zip(sources, itertools.tee(tiles, len(sources)) if sources else (), strict=True):
+        source.expect(_reads(stage, source.value, boxes))
+    try:
+        yield
+    finally:
+        for source in sources:
+            source.rest()
+
+
+def _reads(stage: Stage, value: Value, tiles: Iterable[Box]) -> Iterator[Box]:
+    """The boxes of a value that tiles read, in their order."""
+    for tile in tiles:
+        for read, box in stage.program(tile).reads:
+            if read is value:
+                yield box
 
 
 def requiring(graph: Graph, given: set[str]) -> frozenset[str]:
@@ -97,6 +120,7 @@ class Runner:
         device_type: where it runs; autocast is off there, since capture made its casts nodes of the graph.
         folder: where maps live that the plan puts on disk.
         compiler: what compiles tiles; None: they run as they are.
+        owner: who runs it, and what becomes of a map that is made.
     """
 
     graph: Graph
@@ -105,6 +129,7 @@ class Runner:
     device_type: str
     folder: str | None = None
     compiler: Compiler | None = None
+    owner: Alone = ALONE
 
     def __post_init__(self) -> None:
         self.outputs = tuple(
@@ -136,7 +161,13 @@ class Runner:
 
     # ---------------------------------------------------------------- forward
 
-    def forward(self, env: dict[str, Any], record: Record | None, sharing: Sharing | None = None) -> dict[str, Any]:
+    def forward(
+        self,
+        env: dict[str, Any],
+        record: Record | None,
+        sharing: Sharing | None = None,
+        into: Mapping[str, Sink] | None = None,
+    ) -> dict[str, Any]:
         """Run the plan.
 
         Args:
@@ -144,13 +175,16 @@ class Runner:
                 may also be a map, read by box from where its pixels are.
             record: filled with what backward needs; None where nothing needs a gradient.
             sharing: which tiles run, and for how many each stands; None: every one, for itself.
+            into: by name, where the results go that the graph has ``written``; tiles that are there are not run.
 
         Returns:
-            Outputs and new buffer values by name.
+            Outputs (but for those) and new buffer values by name.
         """
         sharing = Sharing() if sharing is None else sharing
-        maps: dict[str, Map] = {v.name: self._input(v, env[v.name]) for v in self.graph.inputs.values() if v.spatial}
-        wanted = {v.name for v in self.outputs} | {v.name for _, v in self.graph.mutations}
+        maps: dict[str, Map] = {
+            v.name: self.owner.input(v, env[v.name]) for v in self.graph.inputs.values() if v.spatial
+        }
+        wanted = {v.name for v in self.outputs} - self.graph.written | {v.name for _, v in self.graph.mutations}
         results: dict[str, Any] = {}
         places = self._places(env[self.graph.image.name].device, record is not None, sharing)
         with torch.no_grad(), self._own_autocast():
@@ -158,31 +192,27 @@ class Runner:
                 if isinstance(step, Globals):
                     self._forward_globals(step, env, maps, record)
                 else:
-                    self._forward_stage(step, env, maps, record, sharing, places)
+                    self._forward_stage(step, env, maps, record, sharing, places, into or {})
                 for name in self._finished(k, maps, record):
                     if name in wanted:
-                        results[name] = maps[name].tensor
+                        results[name] = self.owner.result(maps[name])
                     del maps[name]
         results.update({name: env[name] for name in wanted if name in env})
-        results.update({name: maps[name].tensor for name in wanted if name in maps})
+        results.update({name: self.owner.result(maps[name]) for name in wanted if name in maps})
         if record is not None:
             for output in self.outputs:
-                if output.name in maps and not isinstance(maps[output.name], PagedMap):
+                if output.name in maps:
                     # The very tensor that is returned must not be held: it would hold its own graph.
-                    alias = maps[output.name].tensor.detach()
-                    maps[output.name] = DenseMap(output, alias)
-                    record.versions[output.name] = alias._version
+                    maps[output.name] = maps[output.name].detached()
+                    record.versions[output.name] = maps[output.name].version
             record.maps, record.env, record.places, record.sharing = maps, env, places, sharing
+        self.owner.finish()
         return results
-
-    @staticmethod
-    def _input(value: Value, given: Tensor | Map) -> Map:
-        return DenseMap(value, given) if isinstance(given, Tensor) else given
 
     def _places(self, device: torch.device, recording: bool, sharing: Sharing) -> dict[str, Place]:
         """Where the maps of one step live that are not on the device, with all the room they will need."""
         # A map with shared pages stays on the device all the same.
-        outside = [stage for stage in self._outside() if stage.name not in sharing.tables]
+        outside = [s for s in self._outside() if s.name not in sharing.tables and s.name not in self.graph.written]
         with_gradient = [1 + (recording and stage.name in self.needs) for stage in outside]
         wanted = {
             stage.name: Wanted(stage.place, (map_bytes(stage.target),) * count)
@@ -208,38 +238,48 @@ class Runner:
         record: Record | None,
         sharing: Sharing,
         places: dict[str, Place],
+        into: Mapping[str, Sink],
     ) -> None:
         keep = stage.way == "keep" and record is not None and self._trains(stage)
         sides = Sides(stage, env, self.needs if keep else ())
-        made = self._made(stage, sharing, places)
+        sink = into.get(stage.name)
+        made = self._made(stage, sharing, places) if sink is None else None
+
+        def todo() -> Iterator[tuple[Box, int]]:
+            there = sink.has if sink is not None and not stage.reductions else None
+            return (each for each in self.owner.tiles(stage, sharing) if there is None or not there(each[0]))
+
         states: list[Any] = [None] * len(stage.reductions)
         kept: dict[Box, RunTile] = {}
-        for box, count in sharing.tiles(stage):
-            done = self._forward_tile(stage, box, maps, sides, keep)
-            if keep:
-                kept[box] = done
-            tile = done.result.detach()
-            for i, reduced in enumerate(stage.reductions):
-                partial = repeated(reduced.reduction, reduced.reduction.partial(tile), count)
-                states[i] = partial if states[i] is None else reduced.reduction.merge(states[i], partial)
-            if made is not None:
-                made.write(box, tile)
-            del done, tile  # or they would live on while the next tile is computed
+        with reading_ahead(stage, maps, (box for box, _ in todo())):
+            for box, count in todo():
+                done = self._forward_tile(stage, box, maps, sides, keep)
+                if keep:
+                    kept[box] = done
+                tile = done.result.detach()
+                for i, reduced in enumerate(stage.reductions):
+                    partial = repeated(reduced.reduction, reduced.reduction.partial(tile), count)
+                    states[i] = partial if states[i] is None else reduced.reduction.merge(states[i], partial)
+                for taker in (made, sink):
+                    if taker is not None:
+                        taker.write(box, tile)
+                del done, tile  # or they would live on while the next tile is computed
         if made is not None:
             maps[stage.target.name] = made
+            self.owner.pass_on(made)
         if keep and record is not None:
             record.kept[stage] = (sides, kept)
         for reduced, state in zip(stage.reductions, states, strict=True):
-            env[reduced.value.name] = reduced.reduction.finish(state)
+            env[reduced.value.name] = reduced.reduction.finish(self.owner.merged(reduced.reduction, state))
 
-    def _made(self, stage: Stage, sharing: Sharing, places: dict[str, Place]) -> DenseMap | PagedMap | None:
+    def _made(self, stage: Stage, sharing: Sharing, places: dict[str, Place]) -> Any:
         """The map that a stage writes, if it stores one."""
         if not stage.stored:
             return None
         table = sharing.tables.get(stage.name)
-        if table is not None:
+        if table is not None and stage.name not in self.graph.written:
             return table.map_of(stage.target)
-        return DenseMap(stage.target, place=places.get(stage.name, DEVICE))
+        return self.owner.made(stage.target, places.get(stage.name, DEVICE))
 
     def _forward_tile(
         self,
@@ -291,7 +331,7 @@ class Runner:
     def backward(self, record: Record, gradients: Gradients, retain: bool) -> None:
         """Run the plan in reverse: ``gradients`` comes with the outputs' and leaves with the inputs'."""
         for name, version in record.versions.items():
-            if name in record.maps and record.maps[name].tensor._version != version:
+            if name in record.maps and record.maps[name].version != version:
                 raise RuntimeError(
                     f"the result '{name}' of a streamed module was changed by an in-place operation, but the "
                     "gradient needs it; clone() it before changing it"
@@ -305,10 +345,12 @@ class Runner:
                     if not retain:
                         record.maps.pop(step.target.name, None)
                         record.kept.pop(step, None)
+        self.owner.finish()
 
     def _backward_globals(self, group: Globals, record: Record, gradients: Gradients, retain: bool) -> None:
         leaves, results = record.groups[group]
         pairs = []
+        gradients.settle(group.results)
         for value in group.results:
             gradient = gradients.pop(value)
             if gradient is not None and value.name in results:
@@ -318,12 +360,13 @@ class Runner:
             pulled = torch.autograd.grad(outputs, tuple(leaves.values()), given, retain_graph=retain, allow_unused=True)
             values = {value.name: value for value in group.reads}
             for name, gradient in zip(leaves, pulled, strict=True):
-                gradients.add(values[name], gradient)
+                gradients.add_by_all(values[name], gradient)
         if not retain:
             del record.groups[group]
 
     def _backward_stage(self, stage: Stage, record: Record, gradients: Gradients, retain: bool) -> None:
         of_map = gradients.pop_map(stage.target)
+        gradients.settle([reduced.value for reduced in stage.reductions])
         of_sums = [
             (reduced.reduction, record.env[reduced.value.name], gradient)
             for reduced in stage.reductions
@@ -334,20 +377,24 @@ class Runner:
         if not of_sums and stage.nodes and not retain:
             record.maps.pop(stage.target.name, None)  # all its readers are done, and its own gradient needs no value
         pull = Pull(stage.target, of_map, of_sums, record.maps.get(stage.target.name))
+        read = (*stage.frontier, *stage.side) if stage.nodes else (stage.target,)
+        gradients.reach(value for value in read if value.name in self.needs)
         if not stage.nodes:
             # A reduction of an input or of a plainly made map: its gradient goes straight to that map.
-            for box, count in record.sharing.tiles(stage):
+            for box, count in self.owner.tiles(stage, record.sharing):
                 gradients.add_box(stage.target, box, pull.at(box, record.maps[stage.target.name].read(box), count))
             return
         sides, kept = record.kept.get(stage) or (Sides(stage, record.env, self.needs), {})
-        for box, count in record.sharing.tiles(stage):
-            if box not in kept and self._backward_compiled(stage, box, record, pull, count, sides, gradients):
-                continue
-            tile = kept.get(box) or self._recomputed(stage, box, record, sides)
-            if not retain:
-                kept.pop(box, None)
-            self._backward_tile(stage, box, tile, pull, count, sides, gradients, retain and box in kept)
-            del tile  # or it would live on while the next one is computed
+        again = () if kept else (box for box, _ in self.owner.tiles(stage, record.sharing))
+        with reading_ahead(stage, record.maps, again):
+            for box, count in self.owner.tiles(stage, record.sharing):
+                if box not in kept and self._backward_compiled(stage, box, record, pull, count, sides, gradients):
+                    continue
+                tile = kept.get(box) or self._recomputed(stage, box, record, sides)
+                if not retain:
+                    kept.pop(box, None)
+                self._backward_tile(stage, box, tile, pull, count, sides, gradients, retain and box in kept)
+                del tile  # or it would live on while the next one is computed
         sides.pull(gradients, retain)
 
     def _backward_compiled(

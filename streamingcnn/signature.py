@@ -37,6 +37,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from .ahead import Reading
 from .boxes import Box, Interval, split
 from .ops.axes import relation
 from .ops.rule import Value
@@ -68,6 +69,10 @@ class TilesRun:
 
     tiles: int
     run: int
+    #: What was done with the pixels outside a mask, in words.
+    filled: str | None = None
+    #: What reading the pixels of sources took; it goes on counting in the backward.
+    reading: Reading | None = field(default=None, compare=False)
 
     @property
     def saved(self) -> float:
@@ -75,7 +80,8 @@ class TilesRun:
         return 1 - self.run / max(1, self.tiles)
 
     def __str__(self) -> str:
-        return f"{self.run} of {self.tiles} tiles run, {100 * self.saved:.0f} % saved"
+        said = f"{self.run} of {self.tiles} tiles run, {100 * self.saved:.0f} % saved"
+        return said if self.filled is None else f"{said}; {self.filled}"
 
 
 @dataclass(frozen=True, eq=False)

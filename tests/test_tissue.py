@@ -37,8 +37,8 @@ def test_the_tissue_of_a_slide_is_found_to_a_few_percent(slide):
 
 
 def test_level_0_is_not_read_where_a_coarser_one_will_do(slide, monkeypatch):
-    read, real = [], SlideImage.read
-    monkeypatch.setattr(SlideImage, "read", lambda self, box: read.append(self.shape) or real(self, box))
+    read, real = [], SlideImage._pixels
+    monkeypatch.setattr(SlideImage, "_pixels", lambda self, box: read.append(self.shape) or real(self, box))
     tissue_mask(slide)
     assert read
     assert max(shape[1] for shape in read) <= 64  # the coarsest of three levels
@@ -51,6 +51,9 @@ def test_the_same_from_a_path_a_source_and_another_level(slide):
     assert coarser.size == first.size
     assert coarser.scale == first.scale
     assert (coarser.kept == first.kept).all()
+    between = tissue_mask(open_image(slide, mpp=0.7))
+    assert between.size == first.size
+    assert (between.kept == first.kept).all()
     pixels = ArraySource(open_image(slide).read_all())
     plain = tissue_mask(pixels)  # knows nothing of micrometres: as fine as 1024 pixels
     assert plain.mpp is None

@@ -9,7 +9,7 @@ from typing import Any
 from streamingcnn.models.named import MODELS
 from streamingcnn.models.named import load as load
 
-__all__ = ["MODEL_HELP", "add_model", "load", "sizes"]
+__all__ = ["MODEL_HELP", "add_model", "keyword", "load", "sizes"]
 
 MODEL_HELP = f"""
 MODEL is MODULE.PATH:FACTORY, or one of {", ".join(MODELS)}. A factory is a class or a function that returns the
@@ -26,7 +26,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--arg",
         action="append",
         default=[],
-        type=_keyword,
+        type=keyword,
         metavar="KEY=VALUE",
         help="an argument for the factory: a Python literal, else a text; may be given several times",
     )
@@ -47,7 +47,12 @@ def sizes(text: str) -> tuple[int, ...]:
     return found
 
 
-def _keyword(text: str) -> tuple[str, Any]:
+def keyword(text: str) -> tuple[str, Any]:
+    """A KEY=VALUE, for argparse; the value is a Python literal, else a text.
+
+    >>> keyword("num_classes=2"), keyword("norm=group")
+    (("num_classes", 2), ("norm", "group"))
+    """
     key, equals, value = text.partition("=")
     if not equals or not key.isidentifier():
         raise argparse.ArgumentTypeError(f"'{text}' is no argument: write KEY=VALUE, as in num_classes=2")

@@ -48,7 +48,7 @@ class Pending:
         self._works: list[Any] = []
 
     def wait(self) -> Sequence[Parcel]:
-        """What was received, once all of it is there, in the order of the senders."""
+        """What was received, once all of it is there."""
         start = time.perf_counter()
         try:
             for work in self._works:
@@ -58,6 +58,7 @@ class Pending:
         finally:
             self._link.waited += time.perf_counter() - start
             self._works, self._sent = [], ()
+            self._link.forget(self)
         return self.received
 
     def _explained(self, error: RuntimeError, seconds: float) -> str:
@@ -85,10 +86,13 @@ class Link:
         self.messages = _beside(group, timeout)
         #: Bytes sent so far, and seconds spent waiting.
         self.sent, self.waited = 0, 0.0
+        self._under_way: list[Pending] = []
 
     def start(self, what: str, sent: Sequence[Parcel], received: Sequence[Parcel]) -> Pending:
         """Send and receive; every rank calls this for the same map in the same order."""
+        self.finish()
         pending = Pending(self, what, sent, received)
+        self._under_way.append(pending)
         operations = [dist.P2POp(dist.irecv, p.tensor, group=self.messages, group_peer=p.peer) for p in received]
         operations += [dist.P2POp(dist.isend, p.tensor, group=self.messages, group_peer=p.peer) for p in sent]
         self.sent += sum(parcel.tensor.nbytes for parcel in sent)
@@ -98,6 +102,16 @@ class Link:
         except RuntimeError as error:
             raise PartitionError(pending._explained(error, 0.0)) from error
         return pending
+
+    def finish(self) -> None:
+        """Wait for every message: a buffer of one that is not done must not be let go."""
+        for pending in list(self._under_way):
+            pending.wait()
+
+    def forget(self, pending: Pending) -> None:
+        """It is done."""
+        if pending in self._under_way:
+            self._under_way.remove(pending)
 
     def all_of(self, what: str, mine: Any) -> list[Any]:
         """One small object of every rank, in their order."""
@@ -112,7 +126,7 @@ class Link:
             places = [k for k, tensor in enumerate(tensors) if tensor.dtype == dtype]
             flat = torch.cat([tensors[k].reshape(-1) for k in places])
             self.sent += flat.nbytes
-            self._collective(what, lambda flat=flat: dist.all_reduce(flat, group=self.group))  # type: ignore[misc]
+            self._collective(what, lambda flat=flat: dist.all_reduce(flat, group=self.group))
             parts = flat.split([tensors[k].numel() for k in places])
             for k, part in zip(places, parts, strict=True):
                 sums[k] = part.view(tensors[k].shape)
@@ -133,11 +147,10 @@ class Link:
             self.waited += time.perf_counter() - start
 
 
-def _beside(group: dist.ProcessGroup, timeout: timedelta) -> dist.ProcessGroup:
+def _beside(group: dist.ProcessGroup, timeout: timedelta) -> Any:
     """A group of the same ranks, for messages alone; its first use is a collective, as NCCL wants it."""
     ranks = dist.get_process_group_ranks(group)
     made = dist.new_group(ranks, timeout=timeout, use_local_synchronization=True)
-    assert made is not None
     device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend(made) == "nccl" else "cpu"
     dist.all_reduce(torch.zeros(1, device=device), group=made)
     return made

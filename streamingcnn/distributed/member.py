@@ -106,6 +106,9 @@ class Member(Alone):
         moved: State = pytree.tree_map_only(Tensor, lambda tensor: tensor.to(self.device), total)
         return moved
 
+    def finish(self) -> None:
+        self.link.finish()
+
     def result(self, made: Map) -> Tensor:
         return made.part if isinstance(made, PartMap) and not self.layout.gather else made.tensor
 
@@ -196,12 +199,12 @@ class _PartGradients(Gradients):
         part = self._complete(value)
         return None if part is None else part.read
 
-    def whole(self, value: Value) -> Tensor | None:
-        """The gradient of an input that every rank was given as a whole."""
-        part = self._complete(value)
-        if part is None:
-            return None
-        return whole(part.part, value, self.link, self.layout.owned[value.name], self.member.device)
+    def pop_given(self, value: Value, given: Tensor) -> Tensor | None:
+        gradient = self.pop(value)
+        if gradient is None or not value.spatial or tuple(given.shape) != value.shape:
+            return gradient
+        # Every rank was given all of the image, and gets all of its gradient.
+        return whole(gradient, value, self.link, self.layout.owned[value.name], self.member.device)
 
     def _complete(self, value: Value) -> PartGradient | None:
         if value.name not in self._parts and value.name not in self._reached:
@@ -211,5 +214,3 @@ class _PartGradients(Gradients):
         del self._parts[value.name]
         part.exchange(self.link, self.layout.backward(value.name))
         return part
-
-

@@ -29,20 +29,20 @@ from .times import Times
 
 Steps = list[Stage | Globals]
 
-#: Where maps may live.
+#: Where maps may live. A result that is written as it is made is in none of these, but in a "file".
 PLACES = ("device", "host", "disk")
 #: Bytes per second where nobody has measured: pinned memory over PCIe 4, a solid-state disk.
-BANDWIDTH = {"device": float("inf"), "host": 12e9, "disk": 1e9}
+BANDWIDTH = {"device": float("inf"), "host": 12e9, "disk": 1e9, "file": 1e9}
 
 
 def movable(graph: Graph, where: str) -> frozenset[str]:
-    """The nodes whose maps may live elsewhere, wherever they are stored: all but the network's results.
+    """The nodes whose maps may live elsewhere, wherever they are stored: all but the results that a caller gets.
 
     A map that plain nodes read is read as a whole, so beside a GPU a copy of all of it would be there anyway.
     """
     if where == "device":
-        return frozenset()
-    fixed = {v.name for v in graph.outputs if isinstance(v, Value)}
+        return graph.written
+    fixed = {v.name for v in graph.outputs if isinstance(v, Value)} - graph.written
     if where == "host":
         fixed |= {v.name for node in graph.nodes.values() if isinstance(node, Plain) for v in node.uses}
     return frozenset(graph.locals) - fixed
@@ -54,6 +54,8 @@ def place_maps(graph: Graph, steps: Steps, where: str) -> Steps:
     for step in steps:
         if isinstance(step, Stage):
             step.place = where if step.stored and step.name in names else "device"
+            if step.name in graph.written:
+                step.place = "file"
     return steps
 
 
@@ -89,7 +91,7 @@ def fastest(graph: Graph, plans: Sequence[Steps], times: Times, content: Content
 def bring_home(graph: Graph, steps: Steps, budget: int, content: Content = NOTHING) -> Steps:
     """Of a plan whose maps are all outside, put back on the device what fits, the most moved bytes first."""
     sharing = share(steps, graph.image, content)
-    outside = [step for step in steps if isinstance(step, Stage) and step.place != "device"]
+    outside = [step for step in steps if isinstance(step, Stage) and step.place not in ("device", "file")]
     for stage in sorted(outside, key=lambda s: transfer_bytes(s, steps) / max(1, map_bytes(s.target)), reverse=True):
         where, stage.place = stage.place, "device"
         if exact_peak(graph, steps, sharing).bytes > budget:

@@ -314,7 +314,8 @@ class _RehearsedRunner(Runner):
     def _places(self, device: torch.device, recording: bool, sharing: Sharing) -> dict[str, Place]:
         """Maps outside take nothing; on a GPU, what is read of them does."""
         nowhere = Nowhere(copies=self.graph.device.type != "cpu")
-        return {stage.name: nowhere for stage in self._outside() if stage.name not in sharing.tables}
+        written = self.graph.written
+        return {s.name: nowhere for s in self._outside() if s.name not in sharing.tables or s.name in written}
 
     def _few_tiles(self, stage: Stage) -> Iterator[tuple[Box, int]]:
         if self._alike_in(stage) is not None:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from streamingcnn.boxes import Box, full
 from streamingcnn.slides.annotations import Outline, Points
+from streamingcnn.slides.level0 import level_0
 from streamingcnn.sources.source import Source
 
 __all__ = ["CAMELYON16", "CAMELYON17", "LabelSource", "mask_of"]
@@ -70,7 +71,7 @@ class LabelSource:
     ) -> LabelSource:
         """The labels of every pixel of an image, at the level or resolution that it was opened."""
         extents = (image.shape[-2], image.shape[-1])
-        return cls(outlines, extents, getattr(image, "downsample", 1.0), labels)
+        return cls(outlines, extents, level_0(image).per_pixel, labels)
 
     def read(self, box: Box) -> torch.Tensor:
         """The labels of a box, (1, rows, columns) uint8."""

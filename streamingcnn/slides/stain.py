@@ -2,7 +2,7 @@
 
 How strongly a slide was stained and how bright the scanner's lamp was differ far more from slide to slide
 than a lesion differs from the tissue around it. A network can learn to look past that, but from slide labels
-alone it takes long to find out. So every slide is measured first, on its own tissue; a thumbnail is enough.
+alone it takes long to find out. So every slide is measured first, on its own tissue; a sample is enough.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["standardised"]
+from streamingcnn.sources.source import Source
+
+__all__ = ["sample", "stain", "standardised"]
 
 #: A pixel is tissue where its darkest channel is below this, of 255; glass is brighter in all three.
 _GLASS = 205
@@ -18,6 +20,8 @@ _GLASS = 205
 _STEP = 8
 #: Used where a slide shows no tissue: mean and deviation of an ordinary one.
 _ORDINARY = (200.0, 40.0)
+#: A larger image is sampled by boxes: so many along each axis, of so many pixels.
+_WHOLE, _BOXES, _BOX = 2048, 24, 64
 
 
 def standardised(slides: Tensor) -> Tensor:
@@ -33,10 +37,43 @@ def standardised(slides: Tensor) -> Tensor:
 
 
 def _standardised(slide: Tensor) -> Tensor:
-    thumbnail = slide[:, ::_STEP, ::_STEP].flatten(1).float()
-    tissue = thumbnail[:, thumbnail.amin(0) < _GLASS]
+    mean, deviation = stain(slide[:, ::_STEP, ::_STEP])
+    return (slide.float() - mean[:, None, None]) / deviation[:, None, None]
+
+
+def stain(pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel over the tissue among pixels (3, ...) of 0 to 255.
+
+    >>> mean, deviation = stain(torch.randint(0, 200, (3, 64, 64), dtype=torch.uint8))
+    >>> mean.shape
+    torch.Size([3])
+    """
+    flat = pixels.flatten(1).float()
+    tissue = flat[:, flat.amin(0) < _GLASS]
     if tissue.shape[1] < 2:
-        mean, deviation = (slide.new_full((3, 1), value, dtype=torch.float32) for value in _ORDINARY)
-    else:
-        mean, deviation = tissue.mean(1, keepdim=True), tissue.std(1, keepdim=True).clamp(min=1)
-    return (slide.float() - mean[..., None]) / deviation[..., None]
+        return torch.full((3,), _ORDINARY[0]), torch.full((3,), _ORDINARY[1])
+    return tissue.mean(1), tissue.std(1).clamp(min=1)
+
+
+def sample(image: Source) -> Tensor:
+    """Pixels from all over an image (3, n): every eighth of a small one, boxes on a grid from a large one.
+
+    Example::
+
+        mean, deviation = stain(sample(open_image("slide.svs", mpp=0.5)))
+    """
+    height, width = image.shape[-2:]
+    if max(height, width) <= _WHOLE:
+        return image.read(((0, height), (0, width)))[:, ::_STEP, ::_STEP].flatten(1)
+    read = [
+        image.read(((top, min(top + _BOX, height)), (left, min(left + _BOX, width))))
+        for top in _places(height)
+        for left in _places(width)
+    ]
+    return torch.cat([pixels[:, ::_STEP, ::_STEP].flatten(1) for pixels in read], 1)
+
+
+def _places(extent: int) -> list[int]:
+    """Where boxes start that are spread evenly over an axis."""
+    last = max(0, extent - _BOX)
+    return sorted({round(last * (k + 0.5) / _BOXES) for k in range(_BOXES)})

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from streamingcnn.boxes import Box
+from streamingcnn.slides.level0 import file_image, level_0
 from streamingcnn.sources.opened import open_image
-from streamingcnn.sources.slide import SlideImage
 from streamingcnn.sources.source import Source
 
-__all__ = ["Thumbnail", "levels_of", "thumbnail"]
+__all__ = ["Thumbnail", "thumbnail"]
 
 #: Pixels along the side of the boxes that are read.
 _READ = 2048
@@ -66,48 +66,36 @@ def thumbnail(image: str | Path | Source, *, longest: int = 1024, mpp: float | N
         ValueError: the source is not one image of two axes.
         ReadError: the file is damaged.
     """
-    levels = levels_of(image)
-    finest = levels[0]
-    height, width = finest.shape[-2:]
-    known = getattr(finest, "mpp", None)
-    # By how much the opened image may be made smaller.
-    wanted = max(1.0, max(height, width) / longest)
-    if mpp is not None and known is not None:
-        wanted = max(wanted, mpp / max(known))
-    level = max((each for each in levels if _ratio(finest, each) <= wanted), key=lambda each: _ratio(finest, each))
+    opened: Source = open_image(image) if isinstance(image, (str, Path)) else image
+    if len(opened.shape) != 3:
+        raise ValueError(f"needed is one image of (channels, height, width); {opened!r} has {opened.axes}")
+    whole = level_0(opened)
+    # By how much level 0 may be made smaller: no less than the image that was given.
+    wanted = max(1.0, max(whole.size) / longest, *whole.per_pixel)
+    if mpp is not None and whole.mpp is not None:
+        wanted = max(wanted, mpp / max(whole.mpp))
+    level = _coarsest(opened, wanted)
     rows, columns = level.shape[-2:]
-    step = max(1, int(wanted / _ratio(finest, level) + 1e-6))
+    already = max(level_0(level).per_pixel)
+    step = max(1, int(wanted / already + 1e-6))
     if max(-(-rows // step), -(-columns // step)) > longest:
         step += 1
     pixels = np.empty((-(-rows // step), -(-columns // step), level.shape[0]), np.float32)
     for box in _boxes((rows, columns), step):
         at = tuple(slice(low // step, -(-high // step)) for low, high in box)
         pixels[at] = _averaged(level.read(box), step)
-    downsample = float(getattr(finest, "downsample", 1.0))
-    size = (round(height * downsample), round(width * downsample))
-    scale = (step * size[0] / rows, step * size[1] / columns)
-    mpp_of = None if known is None else tuple(m * s / downsample for m, s in zip(known, scale, strict=True))
-    return Thumbnail(pixels, scale, size, None if mpp_of is None else (mpp_of[0], mpp_of[1]))
+    scale = (step * whole.size[0] / rows, step * whole.size[1] / columns)
+    mpp_of = None if whole.mpp is None else (whole.mpp[0] * scale[0], whole.mpp[1] * scale[1])
+    return Thumbnail(pixels, scale, whole.size, mpp_of)
 
 
-def levels_of(image: str | Path | Source) -> list[Source]:
-    """The image itself, and where it is a slide the coarser levels of its pyramid."""
-    opened: Source = open_image(image) if isinstance(image, (str, Path)) else image
-    if len(opened.shape) != 3:
-        raise ValueError(f"needed is one image of (channels, height, width); {opened!r} has {opened.axes}")
-    if not isinstance(opened, SlideImage):
-        return [opened]
-    levels: list[Source] = [opened]
-    while True:
-        try:
-            levels.append(open_image(opened.path, level=opened.level + len(levels)))
-        except ValueError:  # there is no such level
-            return levels
-
-
-def _ratio(finest: Source, level: Source) -> float:
-    """Pixels of the finest to a pixel of the level."""
-    return max(a / b for a, b in zip(finest.shape[-2:], level.shape[-2:], strict=True))
+def _coarsest(image: Source, wanted: float) -> Source:
+    """The level of an image's file that is nearest to so many pixels of level 0 to a pixel, and no coarser."""
+    file = file_image(image)
+    if file is None:
+        return image
+    fine = [number for number, downsample in enumerate(file.levels) if downsample <= wanted * (1 + 1e-3)]
+    return file.at_level(max(fine, key=lambda number: file.levels[number])) if fine else file
 
 
 def _boxes(extents: tuple[int, int], step: int) -> Iterator[Box]:

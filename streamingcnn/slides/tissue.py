@@ -18,8 +18,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw
 
-from streamingcnn.slides.thumbnail import Thumbnail, levels_of, thumbnail
+from streamingcnn.slides.level0 import level_0
+from streamingcnn.slides.thumbnail import Thumbnail, thumbnail
 from streamingcnn.sources.masked import MaskedSource
+from streamingcnn.sources.opened import open_image
 from streamingcnn.sources.source import ReadError, Source
 from streamingcnn.training.extras import require
 
@@ -143,9 +145,8 @@ def tissue_mask(
     """
     if isinstance(how, str) and how == "auto":
         return _automatic(image, speck, hole)
-    finest = levels_of(image)[0]
-    downsample = float(getattr(finest, "downsample", 1.0))
-    size = (round(finest.shape[-2] * downsample), round(finest.shape[-1] * downsample))
+    whole = level_0(open_image(image) if isinstance(image, (str, Path)) else image)
+    size = whole.size
     if isinstance(how, str) and how == "none":
         kept, said = np.ones((1, 1), bool), "none: all of the image is kept"
     else:
@@ -158,9 +159,8 @@ def tissue_mask(
             raise ValueError(f"{said} has shape {kept.shape}; needed are rows and columns")
         _check_aspect((kept.shape[0], kept.shape[1]), size, said, "the slide")
     scale = (size[0] / kept.shape[0], size[1] / kept.shape[1])
-    known = getattr(finest, "mpp", None)
-    mpp = None if known is None else tuple(m / downsample * s for m, s in zip(known, scale, strict=True))
-    return TissueMask(kept, scale, size, None if mpp is None else (mpp[0], mpp[1]), said)
+    mpp = None if whole.mpp is None else (whole.mpp[0] * scale[0], whole.mpp[1] * scale[1])
+    return TissueMask(kept, scale, size, mpp, said)
 
 
 def read_mask(path: str | Path) -> NDArray[np.bool_]:
@@ -199,8 +199,9 @@ def _automatic(image: str | Path | Source, speck: int, hole: int) -> TissueMask:
     from skimage.filters import gaussian, threshold_otsu
     from skimage.morphology import remove_small_holes, remove_small_objects
 
-    known = getattr(levels_of(image)[0], "mpp", None)
-    small = thumbnail(image, longest=_LONGEST_BLIND if known is None else _LONGEST, mpp=MPP)
+    opened = open_image(image) if isinstance(image, (str, Path)) else image
+    longest = _LONGEST_BLIND if level_0(opened).mpp is None else _LONGEST
+    small = thumbnail(opened, longest=longest, mpp=MPP)
     saturation = gaussian(_saturation(small), sigma=1, mode="nearest")
     otsu = float(threshold_otsu(saturation)) if np.ptp(saturation) > 0 else 1.0
     threshold = float(np.clip(otsu, *_SATURATION))

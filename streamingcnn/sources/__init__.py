@@ -15,3 +15,4 @@ from streamingcnn.sources.source import ConstantBlocks as ConstantBlocks
 from streamingcnn.sources.source import ReadError as ReadError
 from streamingcnn.sources.source import Source as Source
 from streamingcnn.sources.tiff import TiffImage as TiffImage
+from streamingcnn.sources.turned import TurnedSource as TurnedSource

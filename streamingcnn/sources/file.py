@@ -60,6 +60,9 @@ class Handle(Generic[T]):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_mine": None}
 
+    def __del__(self) -> None:
+        self.close()
+
 
 class _Mine(Generic[T]):
     """A handle and the process that opened it."""

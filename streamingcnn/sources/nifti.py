@@ -58,13 +58,12 @@ class NiftiImage(FileImage):
         super().__init__(path)
         needed("nibabel")
         self._handle = Handle(partial(_mapped, self.path))
-        header, affine = _header(self.path)
+        header, affine, stored_as = _header(self.path)
         self.affine: npt.NDArray[np.float64] = affine
         extents = _extents(self.path, header)
         self.shape = (extents[3], *extents[2::-1])
-        slope, intercept = _scaling(header)
-        self._scaling = (slope, intercept)
-        self._scaled = (slope, intercept) != (1.0, 0.0)
+        self._scaling = (float(stored_as.slope), float(stored_as.inter))
+        self._scaled = self._scaling != (1.0, 0.0)
         stored = np.dtype(header.get_data_dtype()).newbyteorder("=")
         self.dtype = torch.float32 if self._scaled else torch.from_numpy(np.empty(0, stored)).dtype
         unit = _UNITS.get(header.get_xyzt_units()[0])
@@ -85,7 +84,8 @@ class NiftiImage(FileImage):
         self._handle.close()
 
 
-def _header(path: Path) -> tuple[Any, npt.NDArray[np.float64]]:
+def _header(path: Path) -> tuple[Any, npt.NDArray[np.float64], Any]:
+    """The header, the affine, and where and how the voxels are stored (which nibabel takes out of the header)."""
     import nibabel
 
     if not path.is_file():
@@ -94,16 +94,11 @@ def _header(path: Path) -> tuple[Any, npt.NDArray[np.float64]]:
         image: Any = nibabel.load(path)
         if not isinstance(image, (nibabel.Nifti1Image, nibabel.Nifti2Image)):
             raise ReadError(f"{path} is a volume of another kind ({type(image).__name__}); needed is NIfTI")
-        return image.header, np.asarray(image.affine, np.float64)
+        return image.header, np.asarray(image.affine, np.float64), image.dataobj
     except ReadError:
         raise
     except Exception as error:
         raise ReadError(f"{path} is no NIfTI file, or is damaged ({error}); copy it again or leave it out") from error
-
-
-def _scaling(header: Any) -> tuple[float, float]:
-    slope, intercept = header.get_slope_inter()
-    return (1.0 if slope is None else float(slope), 0.0 if intercept is None else float(intercept))
 
 
 def _extents(path: Path, header: Any) -> tuple[int, int, int, int]:
@@ -119,9 +114,9 @@ def _extents(path: Path, header: Any) -> tuple[int, int, int, int]:
 
 def _mapped(path: Path) -> npt.NDArray[Any]:
     """The voxels (x, y, z, channels) as they are stored, in a mapped file."""
-    header, _ = _header(path)
+    header, _, stored_as = _header(path)
     extents, dtype = _extents(path, header), header.get_data_dtype()
-    start, wanted = int(header.get_data_offset()), prod(extents) * dtype.itemsize
+    start, wanted = int(stored_as.offset), prod(extents) * dtype.itemsize
     if path.suffix.lower() != ".gz":
         return _voxels(path, path, dtype, start, extents)
     with tempfile.TemporaryFile() as file:

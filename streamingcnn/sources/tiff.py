@@ -227,9 +227,9 @@ class _Opened:
             out[:] = page[(slice(None), *(slice(low, high) for low, high in box))]
             return
         (y, x), grid = (key.axes.index("Y"), key.axes.index("X")), key.chunked
-        steps = key.chunks[y], key.chunks[x]
+        planes = key.axes.startswith("S")  # each sample in pieces of its own; chunks then leaves the samples out
+        steps = key.chunks[y - planes], key.chunks[x - planes]
         ranges = [range(low // step, -(-high // step)) for (low, high), step in zip(box, steps, strict=True)]
-        planes = key.axes.startswith("S")
         for plane, row, column in itertools.product(range(grid[0] if planes else 1), *ranges):
             index = (plane, row, column) if planes else (row, column, 0)[: len(grid)]
             piece = self._piece(number, int(np.ravel_multi_index(index, grid)), box)

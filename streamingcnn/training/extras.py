@@ -10,9 +10,11 @@ __all__ = ["require"]
 _PACKAGES = {
     "jinja2": ("Jinja2", "demo"),
     "matplotlib": ("matplotlib", "demo"),
+    "openpyxl": ("openpyxl", "train"),
     "skimage": ("scikit-image", "slides"),
     "scipy": ("SciPy", "slides"),
     "sklearn": ("scikit-learn", "demo"),
+    "tensorboard": ("tensorboard", "train"),
 }
 
 

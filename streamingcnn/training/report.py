@@ -46,7 +46,7 @@ _PAGE = """<!doctype html>
 <table>
 <tr><th>slide</th><th>label</th><th>score (logit)</th></tr>
 {% for p in predictions %}<tr{% if (p.score > 0) != (p.case.label == 1) %} class="wrong"{% endif %}>
-<td>{{ p.case.name }}</td><td class="number">{{ p.case.label }}</td>
+<td>{{ p.case.name }}</td><td class="number">{{ p.case.label|int }}</td>
 <td class="number">{{ "%.3f"|format(p.score) }}</td></tr>
 {% endfor %}</table>
 <p>Sorted by score; red: on the wrong side of 0. A threshold was not chosen, the AUC needs none.</p>

@@ -13,9 +13,6 @@ runs/x/
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from streamingcnn.models.named import MODELS
 from streamingcnn.module import StreamingModule
@@ -89,10 +86,3 @@ def _trusted(settings: Settings, checkpoint: Path) -> str:
         f"{checkpoint} names the network '{settings.model}', which would have to be imported. If it is yours, say so: "
         f"load_run(..., model={settings.model!r}), or --model {settings.model}"
     )
-
-
-def network_of(settings: Settings, seed: int) -> Any:
-    """A fresh network of a run; the same seed gives the same weights."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return make_network(settings)

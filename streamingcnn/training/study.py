@@ -105,10 +105,10 @@ def study(
                 _picture(net, found, score, level).save(partial, format="PNG", compress_level=1)
             drawn.append((name, f"{case.name}, score {found.score:.2f}"))
     with whole_file(out / "predictions.csv") as partial, partial.open("w", newline="") as file:
-        rows = [(each.case.path, each.case.label, f"{each.score:.6f}") for each in predictions]
+        rows = [(each.case.path, int(each.case.label), f"{each.score:.6f}") for each in predictions]
         csv.writer(file).writerows([("path", "label", "score"), *rows])
 
-    result = auc([each.case.label for each in predictions], [each.score for each in predictions])
+    result = auc([int(each.case.label) for each in predictions], [each.score for each in predictions])
     return Study(result, tuple(history), tuple(predictions), tuple(drawn))
 
 

@@ -1,0 +1,1 @@
+"""What reading pixels from files costs."""

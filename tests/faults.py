@@ -1,0 +1,190 @@
+"""Kill a training again and again, at random moments, and see that nothing is lost.
+
+    python -m tests.faults --kills 200 --seconds 30
+
+The run is `streamingcnn train` with a checkpoint after each step, in a process of its own, forked from a server that has
+imported everything, so that most of its life is training. Every second kill waits for a checkpoint to be written.
+A kill was inside a write where the unfinished file is still there when the process is dead. After each kill the
+checkpoint must load; at the end the weights, the optimiser and every step's loss must be those of a run that was left
+in peace, to the bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import multiprocessing
+import os
+import random
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from streamingcnn.cli.main import main
+from streamingcnn.training.checkpoint import read_checkpoint
+
+SLIDES, SIDE = 6, 64
+#: Seconds that an aimed kill waits for a write to begin.
+PATIENCE = 3.0
+
+
+def small() -> nn.Module:
+    """A trunk whose checkpoint (12 MB with its optimiser) takes about as long to write as a step to compute."""
+    return nn.Sequential(
+        *(nn.Conv2d(3, 16, 5, 4, 2), nn.BatchNorm2d(16), nn.ReLU(), nn.Dropout(0.2)),
+        *(nn.Conv2d(16, 400, 3, 2, 1), nn.ReLU(), nn.Conv2d(400, 256, 3, 2, 1), nn.ReLU()),
+    )
+
+
+def prepare(folder: Path) -> Path:
+    """A table of small pictures of two kinds."""
+    draw = np.random.default_rng(0)
+    rows = []
+    for number in range(SLIDES):
+        pixels = draw.integers(100, 180, (SIDE, SIDE, 3), np.uint8)
+        pixels[: SIDE // 2] //= 1 + number % 2
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+        rows.append((f"{number}.png", number % 2, "validation" if number >= SLIDES - 2 else "train"))
+    with (folder / "labels.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("path", "label", "split"), *rows])
+    return folder / "labels.csv"
+
+
+def command(table: Path, out: Path, epochs: int) -> list[str]:
+    """The command line of the run."""
+    given = ["train", str(table), "--out", str(out), "--model", "tests.faults:small", "--head", "mean", "--tile", "32"]
+    return [*given, "--epochs", str(epochs), "--accumulate", "2", "--checkpoint-seconds", "0", "--tissue", "none"]
+
+
+def child(arguments: list[str]) -> None:
+    """The process that is killed."""
+    torch.set_num_threads(1)
+    with open(os.devnull, "w") as nothing:
+        sys.stdout = sys.stderr = nothing
+        sys.exit(main(arguments))
+
+
+@dataclass
+class Result:
+    """What happened."""
+
+    kills: int = 0
+    inside: int = 0
+    runs: int = 0
+    seconds: float = 0.0
+    """Of the run that was left in peace."""
+    identical: bool = True
+
+
+def faults(folder: Path, kills: int, epochs: int, seed: int = 0) -> Result:
+    """Kill so often; an error where a checkpoint is torn."""
+    server: Any = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["tests.faults"])
+    table, choose, result = prepare(folder), random.Random(seed), Result()
+
+    def start(out: Path) -> Any:
+        process = server.Process(target=child, args=(command(table, out, epochs),), daemon=True)
+        process.start()
+        return process
+
+    peace = folder / "peace"
+    begun, process = time.monotonic(), start(peace)
+    while not (peace / "checkpoints" / "last.pt").exists() and process.is_alive():
+        time.sleep(0.001)
+    startup = time.monotonic() - begun
+    process.join()
+    assert process.exitcode == 0, f"the run that was left in peace ended with {process.exitcode}"
+    result.seconds = time.monotonic() - begun
+    life = 2 * (startup + result.seconds / kills)
+
+    while result.kills < kills:
+        out = folder / f"killed_{result.runs}"
+        result.runs += 1
+        while result.kills < kills:
+            process = start(out)
+            process.join(choose.uniform(0, life))
+            if process.is_alive() and result.kills % 2:
+                _await_write(out, process)
+            process.kill()
+            process.join()
+            if process.exitcode == 0:
+                break  # it came to its end; the next one starts anew
+            assert process.exitcode == -9, f"the run ended by itself with {process.exitcode}"
+            result.kills += 1
+            result.inside += bool(list((out / "checkpoints").glob(".*.partial")))
+            for name in ("last.pt", "best.pt"):
+                if (out / "checkpoints" / name).exists():
+                    read_checkpoint(out / "checkpoints" / name)
+        process = start(out)
+        process.join()
+        assert process.exitcode == 0, f"the last run ended with {process.exitcode}"
+        result.identical &= _same(peace, out)
+    return result
+
+
+def _await_write(out: Path, process: Any) -> None:
+    end = time.monotonic() + PATIENCE
+    folder = out / "checkpoints"
+    while time.monotonic() < end and process.is_alive():
+        if folder.exists() and any(name.endswith(".partial") for name in os.listdir(folder)):
+            return
+        time.sleep(0.0005)
+
+
+def _same(a: Path, b: Path) -> bool:
+    """Whether two runs have the same weights, optimisers and losses, every step once."""
+    for name in ("last.pt", "best.pt"):
+        first, second = (read_checkpoint(run / "checkpoints" / name) for run in (a, b))
+        for part in ("net", "optimizer", "schedule", "generators", "bad"):
+            if not _equal(first[part], second[part]):
+                return False
+    first_log, second_log = (
+        [(row["step"], row["loss"], row["lr"], row["validation"]) for row in csv.DictReader((run / "log.csv").open())]
+        for run in (a, b)
+    )
+    return first_log == second_log
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(_equal(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(_equal(x, y) for x, y in zip(a, b, strict=True))
+    return bool(a == b)
+
+
+def run() -> int:
+    """The command; its exit code says whether all was well."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=200, help="how many (%(default)s)")
+    parser.add_argument("--epochs", type=int, default=200, help="of two steps and a validation each (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=30, help="the run must take so long (%(default)s)")
+    parser.add_argument("--inside", type=float, default=0.2, help="share of kills inside a write (%(default)s)")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        result = faults(Path(folder), arguments.kills, arguments.epochs)
+    print(
+        f"{result.kills} kills, {result.inside} of them inside a write, over {result.runs} run(s) of "
+        f"{result.seconds:.1f} s: no torn checkpoint, final state {'identical' if result.identical else 'DIFFERENT'}"
+    )
+    long_enough = result.seconds >= arguments.seconds
+    if not long_enough:
+        print(f"the run took less than {arguments.seconds:.0f} s: raise --epochs")
+    return 0 if result.identical and long_enough and result.inside >= arguments.inside * result.kills else 1
+
+
+if __name__ == "__main__":
+    # Under its own name, and not as __main__: the server imports it by that.
+    from tests.faults import run as run_by_name
+
+    sys.exit(run_by_name())
