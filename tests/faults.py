@@ -2,8 +2,8 @@
 
     python -m tests.faults --kills 200 --seconds 30
 
-The run is `streamingcnn train` with a checkpoint after each step, in a process of its own, forked from a server that has
-imported everything, so that most of its life is training. Every second kill waits for a checkpoint to be written.
+The run is `streamingcnn train` with a checkpoint after each step, in a process of its own, forked from a server that
+has imported everything, so that most of its life is training. Every second kill waits for a checkpoint to be written.
 A kill was inside a write where the unfinished file is still there when the process is dead. After each kill the
 checkpoint must load; at the end the weights, the optimiser and every step's loss must be those of a run that was left
 in peace, to the bit.
