@@ -76,14 +76,14 @@ class Link:
     """The connection of one rank to the others of its partition.
 
     Args:
-        group: the ranks, in the order of the partition; collectives run here, and messages in a group made of it.
+        group: the ranks, in the order of the partition. Of it are made one group for collectives and one for messages.
         timeout: after how long a silent peer is given up.
     """
 
     def __init__(self, group: dist.ProcessGroup, timeout: timedelta) -> None:
-        self.group, self.timeout = group, timeout
+        self.timeout = timeout
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
-        self.messages = _beside(group, timeout)
+        self.group, self.messages = _beside(group, timeout), _beside(group, timeout)
         #: Bytes sent so far, and seconds spent waiting.
         self.sent, self.waited = 0, 0.0
         self._under_way: list[Pending] = []
@@ -131,6 +131,10 @@ class Link:
             for k, part in zip(places, parts, strict=True):
                 sums[k] = part.view(tensors[k].shape)
         return [one for one in sums if one is not None]
+
+    def broadcast(self, what: str, tensor: Tensor) -> None:
+        """Put the first rank's numbers into every rank's tensor."""
+        self._collective(what, lambda: dist.broadcast(tensor, group=self.group, group_src=0))
 
     def _collective(self, what: str, run: Any) -> None:
         start = time.perf_counter()

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from itertools import product
+from itertools import pairwise, product
 from math import prod
 
 from ..boxes import Box, Interval, full, hull, intersect, volume
@@ -52,7 +52,7 @@ class Division:
         ends, total = [0], sum(shares)
         for k in range(len(shares)):
             ends.append(int(extent * sum(shares[: k + 1]) / total + Fraction(1, 2)))
-        return list(zip(ends, ends[1:], strict=False))
+        return list(pairwise(ends))
 
 
 @dataclass(frozen=True)
