@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from .boxes import Box
+from .boxes import Box, full
 from .maps import DenseMap, Gradients, Map
 from .ops.rule import Value
 from .places import DEVICE, Place
@@ -31,6 +31,10 @@ class Alone:
     def tiles(self, stage: Stage, sharing: Sharing) -> Iterable[tuple[Box, int]]:
         """The tiles that run here, each with the number of tiles it stands for."""
         return sharing.tiles(stage)
+
+    def own(self, value: Value) -> Box:
+        """The box of a map that is made here."""
+        return full(value.extents)
 
     def input(self, value: Value, given: Any) -> Map:
         """The map of an input."""

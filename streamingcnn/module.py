@@ -220,15 +220,19 @@ class StreamingModule(nn.Module):
         budget = self._budgets.of(call, device)
         choices = (self.tile, self.stored, self.keep, budget, self._offload.on(device))
         # A budget is searched for each source by itself: how much of it is constant decides what fits.
+        ranks = None
+        if self.partition is not None:
+            parts = (v.name for p, v in graph.inputs.items() if v.spatial and isinstance(leaves[p], Part))
+            ranks = self.partition.ranks(graph.space, frozenset(parts))
         looked_at = content.digest if content.sources and budget is not None else bool(content.constants)
-        key = (key, repr(choices), self.given_plans, content.sources, looked_at)
-        plan = _remembered(self._plans, key, lambda: self._make_plan(graph, *choices, content))
+        key = (key, repr(choices), self.given_plans, content.sources, looked_at, ranks and ranks.parts)
+        plan = _remembered(self._plans, key, lambda: self._make_plan(graph, *choices, content, ranks))
         return graph, plan, key, content
 
     def _make_plan(self, graph: Graph, *choices: Any) -> Plan:
         if self.given_plans:
             saved = chosen(self.given_plans, graph)
-            return Plan(graph, tuple(saved.steps(graph)), saved.budget)
+            return Plan(graph, tuple(saved.steps(graph)), saved.budget, ranks=choices[-1])
         return make_plan(graph, *choices)
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, torch.device]:
@@ -342,7 +346,7 @@ class StreamingModule(nn.Module):
         sharing = share(runner.steps, graph.image, content)
         filled = next((said for leaf in leaves if (said := said_by(leaf, "filled")) is not None), None)
         self.last_run = replace(sharing.statistics(runner.steps), filled=filled, reading=reading)
-        plan = Plan(graph, tuple(runner.steps), plan.budget, sharing)
+        plan = replace(plan, steps=tuple(runner.steps), sharing=sharing)
         explain = partial(self._explained, self._call(args, kwargs)[0], plan)
         returned = {o.name for o in graph.outputs if isinstance(o, Value) and isinstance(fixed.get(o.name), SourceMap)}
         if any(output.name in needs for output in runner.outputs):

@@ -84,8 +84,8 @@ class Link:
         self.timeout = timeout
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         self.group, self.messages = _beside(group, timeout), _beside(group, timeout)
-        #: Bytes sent so far, and seconds spent waiting.
-        self.sent, self.waited = 0, 0.0
+        #: Bytes sent so far as pixels and as summands, and seconds spent waiting.
+        self.sent, self.summed_bytes, self.waited = 0, 0, 0.0
         self._under_way: list[Pending] = []
 
     def start(self, what: str, sent: Sequence[Parcel], received: Sequence[Parcel]) -> Pending:
@@ -125,7 +125,7 @@ class Link:
         for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
             places = [k for k, tensor in enumerate(tensors) if tensor.dtype == dtype]
             flat = torch.cat([tensors[k].reshape(-1) for k in places])
-            self.sent += flat.nbytes
+            self.summed_bytes += flat.nbytes
             self._collective(what, lambda flat=flat: dist.all_reduce(flat, group=self.group))
             parts = flat.split([tensors[k].numel() for k in places])
             for k, part in zip(places, parts, strict=True):

@@ -22,6 +22,7 @@ from ..plan.stages import Globals, Stage
 from .link import Link, PartitionError
 from .member import Member
 from .ownership import Division, Layout
+from .planning import Ranks
 
 __all__ = ["Partition"]
 
@@ -148,6 +149,10 @@ class Partition:
             return ALONE
         layout = Layout(graph, steps, self.division(graph.space), self.gather == "all")
         return Member(layout, self.link, device)
+
+    def ranks(self, space: int, parts: frozenset[str] = frozenset()) -> Ranks:
+        """What a plan has to know of the ranks."""
+        return Ranks(self.division(space), self.gather == "all", parts)
 
     def agree(self, mine: Mapping[str, str]) -> int:
         """Make sure that all ranks are about to run the same step, and agree on a seed for it.
