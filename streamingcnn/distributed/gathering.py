@@ -49,7 +49,7 @@ def gathered(tensor: Tensor, shape: Sequence[int], partition: Partition) -> Tens
 class _Summed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, partition: Partition) -> Tensor:
-        return partition.link.summed("sum a tensor", [tensor.detach()])[0]
+        return partition.link.summed("sum a tensor", [tensor.detach().clone()])[0]
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:

@@ -25,6 +25,8 @@ __all__ = ["Link", "Parcel", "PartitionError", "Pending"]
 
 #: As many messages are posted at once; NCCL was seen to hang with more.
 AT_ONCE = 200
+#: From how many bytes on a tensor is summed over the ranks by itself.
+LARGE = 1 << 20
 
 
 class PartitionError(RuntimeError):
@@ -120,17 +122,27 @@ class Link:
         return gathered
 
     def summed(self, what: str, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """The sums over all ranks, of tensors that every rank has in the same shapes; one message per dtype."""
-        sums: list[Tensor | None] = [None] * len(tensors)
-        for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
-            places = [k for k, tensor in enumerate(tensors) if tensor.dtype == dtype]
+        """The sums over all ranks, of tensors that every rank has in the same shapes.
+
+        Large contiguous ones are written over; small ones go together, in one message per dtype.
+        """
+        sums = list(tensors)
+        small = [k for k, tensor in enumerate(tensors) if tensor.nbytes < LARGE or not tensor.is_contiguous()]
+        for dtype in dict.fromkeys(tensors[k].dtype for k in small):
+            places = [k for k in small if tensors[k].dtype == dtype]
             flat = torch.cat([tensors[k].reshape(-1) for k in places])
-            self.summed_bytes += flat.nbytes
-            self._collective(what, lambda flat=flat: dist.all_reduce(flat, group=self.group))
+            self.add_up(what, flat)
             parts = flat.split([tensors[k].numel() for k in places])
             for k, part in zip(places, parts, strict=True):
                 sums[k] = part.view(tensors[k].shape)
-        return [one for one in sums if one is not None]
+        for k in sorted(set(range(len(tensors))) - set(small)):
+            self.add_up(what, sums[k])
+        return sums
+
+    def add_up(self, what: str, tensor: Tensor) -> None:
+        """Put the sum over all ranks into a tensor."""
+        self.summed_bytes += tensor.nbytes
+        self._collective(what, lambda: dist.all_reduce(tensor, group=self.group))
 
     def broadcast(self, what: str, tensor: Tensor) -> None:
         """Put the first rank's numbers into every rank's tensor."""

@@ -1,11 +1,13 @@
 """Plans for several ranks: the same steps for all, within the budget of the rank that holds most.
 
 A plan of the whole image is looked for within a larger budget, and rehearsed as the rank with the largest parts would
-run it: its own tiles, its seams, its buffers for messages. The larger budget is corrected until the rehearsal keeps to
-the rank's own.
+run it: its own tiles, its seams, its buffers for messages. The largest budget is taken whose rehearsal keeps to the
+rank's own.
 
     rank's budget 4 GiB, 4 ranks      looked for within 16 GiB    rehearsed: 4.6 GiB
-                                      within 13.6 GiB             rehearsed: 3.9 GiB, taken
+                                      within 4 GiB                rehearsed: 1.3 GiB
+                                      within 8 GiB                rehearsed: 2.5 GiB
+                                      within 11.3 GiB             rehearsed: 3.6 GiB, taken
 """
 
 from __future__ import annotations
@@ -38,8 +40,8 @@ if TYPE_CHECKING:
 __all__ = ["Ranks", "plan_for_ranks"]
 
 Steps = list[Stage | Globals]
-#: How often the larger budget is corrected.
-ROUNDS = 6
+#: How often the larger budget is halved (in proportion) towards one that fits.
+ROUNDS = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,9 +97,8 @@ class _Silent(Link):
         self._under_way.append(pending)
         return pending
 
-    def summed(self, what: str, tensors: Sequence[Tensor]) -> list[Tensor]:
-        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-        return [part.view(t.shape) for part, t in zip(flat.split([t.numel() for t in tensors]), tensors, strict=True)]
+    def add_up(self, what: str, tensor: Tensor) -> None:
+        """Nothing to add."""
 
 
 class _Rehearsing(Member):
@@ -120,32 +121,29 @@ def plan_for_ranks(graph: Graph, memory: int, ranks: Ranks, image_tile: Sequence
     Raises:
         BudgetError: none does; it names the smallest that was found.
     """
-    times = times_of(graph.device)
-    best: Steps | None = None
-    least: tuple[int, Any] | None = None
-    larger = memory * len(ranks)
-    for _ in range(ROUNDS):
+    times, best, least = times_of(graph.device), list[Steps](), list[Any]()
+
+    def fits(larger: int) -> bool:
         try:
             steps = search(graph, larger, times, image_tile)
         except BudgetError:
-            break
-        highest = exact_peak(graph, steps, ranks=ranks)
-        least = min(least or (highest.bytes, highest), (highest.bytes, highest), key=lambda one: one[0])
-        if highest.bytes <= memory:
-            best = steps
-            if highest.bytes > 0.9 * memory or larger >= 64 * memory * len(ranks):
-                break
-            larger = int(larger * min(1.5, 0.97 * memory / max(highest.bytes, 1)))
-        elif best is not None:
-            break
-        else:
-            larger = int(larger * max(0.2, 0.95 * memory / highest.bytes))
-    if best is not None:
-        return best
+            return False
+        least.append(exact_peak(graph, steps, ranks=ranks))
+        if least[-1].bytes <= memory:
+            best.append(steps)
+        return bool(least[-1].bytes <= memory)
+
+    low, high = memory, memory * len(ranks)
+    if not fits(high) and fits(low):
+        # What does not shrink with the number of ranks (gradients of parameters, a tile) decides where between.
+        for _ in range(ROUNDS):
+            middle = int((low * high) ** 0.5)
+            low, high = (middle, high) if fits(middle) else (low, middle)
+    if best:
+        return best[-1]
     steps = smallest(graph, times, image_tile)
-    highest = exact_peak(graph, steps, ranks=ranks)
-    if highest.bytes <= memory:
+    least.append(exact_peak(graph, steps, ranks=ranks))
+    if least[-1].bytes <= memory:
         return steps
-    if least is not None and least[0] < highest.bytes:
-        highest = least[1]
+    highest = min(least, key=lambda moment: moment.bytes)
     raise BudgetError(memory, highest.bytes, getattr(highest.step, "layer", "the global part"))
