@@ -107,6 +107,8 @@ class PartMap:
     @property
     def part(self) -> Tensor:
         """The own box."""
+        if not volume(self.own):
+            return self._written().new_empty(self.value.shape_at(self.own))
         pixels = along(self._written(), self.axes, relative(self.own, self.held))
         return pixels if self.own == self.held else pixels.clone()
 
@@ -161,6 +163,8 @@ class PartGradient:
     def part(self) -> Tensor:
         """The own box, complete."""
         self.arrive()
+        if not volume(self.own):
+            return self._local.tensor.new_empty(self.value.shape_at(self.own))
         return self._at(self.own)
 
 

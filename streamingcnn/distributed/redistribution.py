@@ -67,7 +67,7 @@ class _Redistribute(torch.autograd.Function):
         held.exchange(link, _messages(own, need))
         held.arrive()
         link.finish()
-        return held.read(wanted).clone()
+        return held.read(wanted).clone() if volume(wanted) else local.new_empty(value.shape_at(wanted))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:

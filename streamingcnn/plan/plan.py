@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..graph import Graph, Local
 from ..ops.rule import Value
+from ..runner import requiring
 from ..signature import NOTHING, Content, Sharing
 from .align import align
 from .choose import choose_stored, choose_tiles
@@ -76,6 +77,21 @@ class Plan:
         made, it is the height of a forward alone.
         """
         return exact_peak(self.graph, list(self.steps), self.sharing, self.ranks).bytes
+
+    def bytes_sent(self, rank: int) -> int:
+        """The bytes of pixels and their gradients that a rank sends in one training step; 0 without a partition.
+
+        Sums over ranks (gradients of parameters, statistics) are not contained.
+        """
+        if self.ranks is None:
+            return 0
+        layout = self.ranks.layout(self.graph, self.steps)
+        needs = requiring(self.graph, set(self.graph.trained))
+        inputs = [v for v in self.graph.inputs.values() if v.name in self.ranks.parts]
+        made = [*inputs, *(stage.target for stage in self.stages if stage.stored)]
+        total = sum(layout.bytes_sent(value, layout.forward(value.name), rank) for value in made)
+        pulled = [v for v in made if v.name in needs]
+        return total + sum(layout.bytes_sent(value, layout.backward(value.name), rank) for value in pulled)
 
     @cached_property
     def seconds(self) -> float:
