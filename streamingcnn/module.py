@@ -340,9 +340,14 @@ class StreamingModule(nn.Module):
         device = image.device if isinstance(image, Tensor) else self._device()
         runner = self._runner(graph, plan, key, needs, device)
         if self.partition is not None:
-            seed = self.partition.agree(_described(graph, plan, needs, leaves, self.training))
+            said, drawn = _described(graph, plan, needs, leaves, self.training), fixed.get("seed")
+            drawn, state = self.partition.agree(said, (drawn, _generators(device) if graph.draws else None))
             if graph.noises:
-                self.last_seed = fixed["seed"] = seed
+                self.last_seed = fixed["seed"] = drawn
+            if state is not None:
+                torch.set_rng_state(state[0])
+                if state[1] is not None:
+                    torch.cuda.set_rng_state(state[1], device)
         sharing = share(runner.steps, graph.image, content)
         filled = next((said for leaf in leaves if (said := said_by(leaf, "filled")) is not None), None)
         self.last_run = replace(sharing.statistics(runner.steps), filled=filled, reading=reading)
@@ -479,6 +484,11 @@ def _of_part(part: Part) -> Tensor:
 def _stood_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The arguments of a call with a tensor without pixels in place of each source and part."""
     return pytree.tree_map_only(Part, _of_part, pytree.tree_map_only(Source, _stand_in, (args, kwargs)))
+
+
+def _generators(device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Where torch's generators stand that plain nodes on a device draw from."""
+    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
 
 def _described(

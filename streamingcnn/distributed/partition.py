@@ -154,14 +154,13 @@ class Partition:
         """What a plan has to know of the ranks."""
         return Ranks(self.division(space), self.gather == "all", parts)
 
-    def agree(self, mine: Mapping[str, str]) -> int:
-        """Make sure that all ranks are about to run the same step, and agree on a seed for it.
+    def agree(self, mine: Mapping[str, str], chance: Any = None) -> Any:
+        """Make sure that all ranks are about to run the same step, and give them the first one's ``chance``.
 
         Raises:
             PartitionError: (on every rank) they are not; it names the ranks and what differs.
         """
-        seed = int(torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64))
-        everyone = self.link.all_of("agree on the step", (dict(mine), seed))
+        everyone = self.link.all_of("agree on the step", (dict(mine), chance))
         first = everyone[0][0]
         for rank, (theirs, _) in enumerate(everyone):
             differing = [name for name in first if theirs.get(name) != first[name]]
@@ -171,7 +170,7 @@ class Partition:
                     f"rank {rank} is about to run another step than rank 0 ({said}). Every rank of a partition gives "
                     "the same image (or its own part of it) to the same network; nothing was computed"
                 )
-        return int(everyone[0][1])
+        return everyone[0][1]
 
     def broadcast(self, module: nn.Module) -> None:
         """Give every rank the parameters and buffers of the first."""
