@@ -6,7 +6,8 @@ every answer is the simple one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from .ops.reductions import Reduction, State
     from .pages import Table
     from .plan.stages import Stage
+    from .runner import Runner
     from .signature import Sharing
 
 __all__ = ["ALONE", "Alone"]
@@ -64,8 +66,10 @@ class Alone:
         """A map as the caller gets it."""
         return made.tensor
 
-    def finish(self) -> None:
-        """The forward or the backward is over."""
+    @contextmanager
+    def answering(self, runner: Runner) -> Iterator[None]:
+        """Runs a forward or a backward; at its end nothing is under way, and an error says whose it is."""
+        yield
 
     def gradients(self, places: Mapping[str, Place], tables: Mapping[str, Table]) -> Gradients:
         """Where one backward collects its gradients."""

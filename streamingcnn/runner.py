@@ -132,6 +132,8 @@ class Runner:
     owner: Alone = ALONE
 
     def __post_init__(self) -> None:
+        #: The step that runs, and whether backward.
+        self.now: tuple[Stage | Globals, bool] = (self.steps[0], False)
         self.outputs = tuple(
             dict.fromkeys(
                 v
@@ -187,8 +189,9 @@ class Runner:
         wanted = {v.name for v in self.outputs} - self.graph.written | {v.name for _, v in self.graph.mutations}
         results: dict[str, Any] = {}
         places = self._places(env[self.graph.image.name].device, record is not None, sharing)
-        with torch.no_grad(), self._own_autocast():
+        with self.owner.answering(self), torch.no_grad(), self._own_autocast():
             for k, step in enumerate(self.steps):
+                self.now = step, False
                 if isinstance(step, Globals):
                     self._forward_globals(step, env, maps, record)
                 else:
@@ -206,7 +209,6 @@ class Runner:
                     maps[output.name] = maps[output.name].detached()
                     record.versions[output.name] = maps[output.name].version
             record.maps, record.env, record.places, record.sharing = maps, env, places, sharing
-        self.owner.finish()
         return results
 
     def _places(self, device: torch.device, recording: bool, sharing: Sharing) -> dict[str, Place]:
@@ -336,8 +338,9 @@ class Runner:
                     f"the result '{name}' of a streamed module was changed by an in-place operation, but the "
                     "gradient needs it; clone() it before changing it"
                 )
-        with self._own_autocast():
+        with self.owner.answering(self), self._own_autocast():
             for step in reversed(self.steps):
+                self.now = step, True
                 if isinstance(step, Globals):
                     self._backward_globals(step, record, gradients, retain)
                 else:
@@ -345,7 +348,6 @@ class Runner:
                     if not retain:
                         record.maps.pop(step.target.name, None)
                         record.kept.pop(step, None)
-        self.owner.finish()
 
     def _backward_globals(self, group: Globals, record: Record, gradients: Gradients, retain: bool) -> None:
         leaves, results = record.groups[group]

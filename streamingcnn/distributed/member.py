@@ -14,7 +14,8 @@ The ranks take part in the same messages in the same order, whether or not they 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,6 +36,7 @@ from .ownership import Layout
 if TYPE_CHECKING:
     from ..ops.reductions import Reduction, State
     from ..plan.stages import Stage
+    from ..runner import Runner
     from ..signature import Sharing
 
 __all__ = ["Member"]
@@ -106,8 +108,19 @@ class Member(Alone):
         moved: State = pytree.tree_map_only(Tensor, lambda tensor: tensor.to(self.device), total)
         return moved
 
-    def finish(self) -> None:
-        self.link.finish()
+    @contextmanager
+    def answering(self, runner: Runner) -> Iterator[None]:
+        try:
+            yield
+            self.link.finish()
+        except Exception as error:
+            step, backward = runner.now
+            layer = getattr(step, "layer", "what runs plainly")
+            error.add_note(
+                f"(rank {self.link.rank} of {self.link.size}, {'backward' if backward else 'forward'} of '{layer}'; the "
+                "other ranks lose this one when its process ends)"
+            )
+            raise
 
     def result(self, made: Map) -> Tensor:
         return made.part if isinstance(made, PartMap) and not self.layout.gather else made.tensor

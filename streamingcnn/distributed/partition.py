@@ -163,9 +163,10 @@ class Partition:
         everyone = self.link.all_of("agree on the step", (dict(mine), chance))
         first = everyone[0][0]
         for rank, (theirs, _) in enumerate(everyone):
-            differing = [name for name in first if theirs.get(name) != first[name]]
+            differing = [name for name in {**first, **theirs} if theirs.get(name) != first.get(name)]
             if differing:
-                said = "; ".join(f"{name}: {first[name]} on rank 0, {theirs.get(name)} here" for name in differing)
+                pairs = [(name, first.get(name, "none"), theirs.get(name, "none")) for name in differing[:5]]
+                said = "; ".join(f"{name}: {there} on rank 0, {here} on rank {rank}" for name, there, here in pairs)
                 raise PartitionError(
                     f"rank {rank} is about to run another step than rank 0 ({said}). Every rank of a partition gives "
                     "the same image (or its own part of it) to the same network; nothing was computed"
@@ -173,7 +174,13 @@ class Partition:
         return everyone[0][1]
 
     def broadcast(self, module: nn.Module) -> None:
-        """Give every rank the parameters and buffers of the first."""
+        """Give every rank the parameters and buffers of the first.
+
+        Raises:
+            PartitionError: (on every rank) they have not the same ones.
+        """
+        named = [*module.named_parameters(), *module.named_buffers()]
+        self.agree({f"'{name}'": f"{tuple(tensor.shape)} {tensor.dtype}" for name, tensor in named})
         with torch.no_grad():
             for tensor in (*module.parameters(), *module.buffers()):
                 held = tensor.detach().contiguous()

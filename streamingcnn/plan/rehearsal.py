@@ -277,7 +277,6 @@ class _RehearsedRunner(Runner):
         self._kept: dict[tuple[Stage, bool, Hashable], int] = {}
         self._start: int | None = None
         self.recording = False
-        self.now: tuple[Stage | Globals, bool] = (steps[0], False)
         self.highest = Moment(steps[0], False, 0)
         self.representatives: dict[Stage, list[Representative]] = {}
         #: Per kept stage and representative: what the graphs of the tiles skipped after it take.
