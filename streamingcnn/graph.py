@@ -105,6 +105,12 @@ class Graph:
     written: frozenset[str] = frozenset()
 
     @cached_property
+    def draws(self) -> bool:
+        """Whether a plain node draws random numbers."""
+        seeded = torch.Tag.nondeterministic_seeded
+        return any(seeded in getattr(node.run, "tags", ()) for node in self.nodes.values() if isinstance(node, Plain))
+
+    @cached_property
     def image(self) -> Value:
         """The first spatial input."""
         return next(value for value in self.inputs.values() if value.spatial)

@@ -6,7 +6,7 @@ can only be read: a source of pixels outside memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -34,6 +34,15 @@ class Map(Protocol):
     @property
     def tensor(self) -> Tensor:
         """The whole map as an ordinary tensor."""
+        ...
+
+    def detached(self) -> Map:
+        """The same pixels, by a tensor other than the one that :attr:`tensor` gave; itself, where that was a copy."""
+        ...
+
+    @property
+    def version(self) -> int:
+        """Counts the changes in place that a caller can make to them."""
         ...
 
 
@@ -96,6 +105,15 @@ class SourceMap:
     def tensor(self) -> Tensor:
         return self.read(full(self.value.extents))
 
+    def detached(self) -> SourceMap:
+        """Itself: what callers get is a copy."""
+        return self
+
+    @property
+    def version(self) -> int:
+        """Nobody can change them."""
+        return 0
+
 
 class DenseMap:
     """The whole feature map of a value in one tensor.
@@ -116,6 +134,15 @@ class DenseMap:
     def tensor(self) -> Tensor:
         """The whole map on the device."""
         return self.place.read(self._written)
+
+    def detached(self) -> DenseMap:
+        """The same pixels, by a tensor of its own."""
+        return DenseMap(self.value, self.tensor.detach())
+
+    @property
+    def version(self) -> int:
+        """Counts the changes in place."""
+        return self.tensor._version
 
     @property
     def _written(self) -> Tensor:
@@ -196,6 +223,16 @@ class Gradients:
             place = self.places.get(value.name, DEVICE)
             self.maps.setdefault(value.name, GradientMap(value, place)).add(box, gradient)
 
+    def reach(self, values: Iterable[Value]) -> None:
+        """Note values that a stage's tiles give gradients to, here or on another rank."""
+
+    def settle(self, values: Iterable[Value]) -> None:
+        """Complete the gradients of values that are popped next, where other ranks have a part in them."""
+
+    def add_by_all(self, value: Value, gradient: Tensor | None) -> None:
+        """Add a gradient that is complete by itself, and the same on every rank."""
+        self.add(value, gradient)
+
     def paged_of(self, value: Value) -> PagedGradient:
         """The gradient of a paged map, begun if there is none yet."""
         if value.name not in self.paged:
@@ -220,6 +257,10 @@ class Gradients:
             found = self.maps.pop(value.name, None)
             return None if found is None else found.tensor
         return self.sums.pop(value.name, None)
+
+    def pop_given(self, value: Value, given: Tensor) -> Tensor | None:
+        """Take out the gradient of a value that the caller gave."""
+        return self.pop(value)
 
     def pop_map(self, value: Value) -> Callable[[Box], Tensor] | None:
         """Take the gradient of a map out, to be read by box: each box of its maker's tiles that runs, once."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -9,13 +10,14 @@ from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from .ahead import Reading
+from .alone import ALONE
 from .budget import LESS, Budgets, guarded, kind_of_call
 from .capture import capture
 from .compiled import Compiler
@@ -26,16 +28,22 @@ from .graph import Given, Graph
 from .maps import Sink, SourceMap
 from .memory import format_bytes
 from .ops.rule import Value
+from .part import Part
 from .places import Offload, parse_offload
+from .plan.identity import graph_hash
 from .plan.plan import Plan, check_tile, make_plan
 from .plan.saved import SavedPlan, chosen
 from .plan.search import BudgetError
+from .plan.stages import Stage
 from .predict import predict, writing
 from .probe import refuse_early
 from .runner import Runner, requiring
 from .signature import Content, Sharing, TilesRun, share
 from .sources.source import ConstantBlocks, Source, constant_blocks_of, said_by
 from .stream import Job, StreamFunction
+
+if TYPE_CHECKING:
+    from .distributed.partition import Partition
 
 Made = TypeVar("Made")
 #: How many captured shapes are remembered per module.
@@ -78,6 +86,8 @@ class StreamingModule(nn.Module):
         compile: run tiles that come often through ``torch.compile``: a first step of minutes, faster ones after it.
             Where the compiler is missing, a warning says so and tiles run as they are. The bytes of a plan are those of
             uncompiled tiles.
+        partition: the ranks that run the module together, each a part of the image
+            (:class:`~streamingcnn.distributed.Partition`); ``memory`` is then each rank's own.
 
     Raises:
         UnsupportedModuleError: something in the module cannot be streamed exactly; all problems are listed. What
@@ -97,6 +107,7 @@ class StreamingModule(nn.Module):
         plan: Plan | SavedPlan | Sequence[Plan | SavedPlan] | None = None,
         offload: str = "auto",
         compile: bool = False,
+        partition: Partition | None = None,
     ) -> None:
         if not isinstance(module, nn.Module):
             raise TypeError(f"StreamingModule wraps an nn.Module; got {type(module).__name__}")
@@ -121,6 +132,13 @@ class StreamingModule(nn.Module):
             _check_places(self.given_plans, self._offload)
         elif memory is None and tile is None and stored is None and not keep:
             memory = DEFAULT_MEMORY
+        self.partition = partition if partition is not None and partition.size > 1 else None
+        if self.partition is not None:
+            if self._offload.where not in ("auto", "device"):
+                raise ValueError(
+                    f'offload="{offload}" and partition= do not go together; maps of parts are on the device'
+                )
+            self.partition.broadcast(module)
         self._budgets = Budgets(memory)
         self.training = module.training
         #: The seed that the last forward's dropouts drew, or None.
@@ -187,33 +205,39 @@ class StreamingModule(nn.Module):
         self, args: tuple[Any, ...], kwargs: dict[str, Any], to_file: bool = False
     ) -> tuple[Graph, Plan, Any, Content]:
         leaves = pytree.tree_leaves((args, kwargs))
-        args, kwargs = pytree.tree_map_only(Source, _stand_in, (args, kwargs))
+        args, kwargs = _stood_in(args, kwargs)
         key = capture_key(self.module, args, kwargs)
         graph = _remembered(self._graphs, key, lambda: capture(self.module, args, kwargs))
         if to_file:
             key, captured = (key, "to a file"), graph
             graph = _remembered(self._graphs, key, lambda: writing(captured))
         content = _content(graph, leaves)
+        if self.partition is not None:
+            content = Content(sources=content.sources)
         call, device = self._call(args, kwargs)
         if call in self._budgets.failed:
             self._lower(graph, call, self._offload.on(device), content)
         budget = self._budgets.of(call, device)
         choices = (self.tile, self.stored, self.keep, budget, self._offload.on(device))
         # A budget is searched for each source by itself: how much of it is constant decides what fits.
+        ranks = None
+        if self.partition is not None:
+            parts = (v.name for p, v in graph.inputs.items() if v.spatial and isinstance(leaves[p], Part))
+            ranks = self.partition.ranks(graph.space, frozenset(parts))
         looked_at = content.digest if content.sources and budget is not None else bool(content.constants)
-        key = (key, repr(choices), self.given_plans, content.sources, looked_at)
-        plan = _remembered(self._plans, key, lambda: self._make_plan(graph, *choices, content))
+        key = (key, repr(choices), self.given_plans, content.sources, looked_at, ranks and ranks.parts)
+        plan = _remembered(self._plans, key, lambda: self._make_plan(graph, *choices, content, ranks))
         return graph, plan, key, content
 
     def _make_plan(self, graph: Graph, *choices: Any) -> Plan:
         if self.given_plans:
             saved = chosen(self.given_plans, graph)
-            return Plan(graph, tuple(saved.steps(graph)), saved.budget)
+            return Plan(graph, tuple(saved.steps(graph)), saved.budget, ranks=choices[-1])
         return make_plan(graph, *choices)
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, torch.device]:
         """What kind of call this is, and the device it is for."""
-        leaves = pytree.tree_leaves(pytree.tree_map_only(Source, _stand_in, (args, kwargs)))
+        leaves = pytree.tree_leaves(_stood_in(args, kwargs))
         tensors = (leaf for leaf in chain(leaves, self.module.parameters()) if isinstance(leaf, Tensor))
         device = next((tensor.device for tensor in tensors if not tensor.is_meta), torch.device("cpu"))
         return kind_of_call(leaves, device, self.training), device
@@ -283,10 +307,11 @@ class StreamingModule(nn.Module):
             budget,
         )
 
-    def _runner(self, graph: Graph, plan: Plan, key: Any, needs: frozenset[str], device: str) -> Runner:
+    def _runner(self, graph: Graph, plan: Plan, key: Any, needs: frozenset[str], device: torch.device) -> Runner:
         def make() -> Runner:
             compiler = Compiler() if self.compiled else None
-            return Runner(graph, list(plan.steps), needs, device, folder=self._offload.folder, compiler=compiler)
+            owner = ALONE if self.partition is None else self.partition.member(graph, plan.steps, device)
+            return Runner(graph, list(plan.steps), needs, device.type, self._offload.folder, compiler, owner)
 
         return _remembered(self._runners, (key, needs, device), make)
 
@@ -311,12 +336,22 @@ class StreamingModule(nn.Module):
         differentiable = {v.name for v, t in tensors.items() if t.requires_grad} if torch.is_grad_enabled() else set()
         needs = requiring(graph, differentiable)
         image = leaves[next(p for p, v in graph.inputs.items() if v is graph.image)]
+        image = image.tensor if isinstance(image, Part) else image
         device = image.device if isinstance(image, Tensor) else self._device()
-        runner = self._runner(graph, plan, key, needs, device.type)
+        runner = self._runner(graph, plan, key, needs, device)
+        if self.partition is not None:
+            said, drawn = _described(graph, plan, needs, leaves, self.training), fixed.get("seed")
+            drawn, state = self.partition.agree(said, (drawn, _generators(device) if graph.draws else None))
+            if graph.noises:
+                self.last_seed = fixed["seed"] = drawn
+            if state is not None:
+                torch.set_rng_state(state[0])
+                if state[1] is not None:
+                    torch.cuda.set_rng_state(state[1], device)
         sharing = share(runner.steps, graph.image, content)
         filled = next((said for leaf in leaves if (said := said_by(leaf, "filled")) is not None), None)
         self.last_run = replace(sharing.statistics(runner.steps), filled=filled, reading=reading)
-        plan = Plan(graph, tuple(runner.steps), plan.budget, sharing)
+        plan = replace(plan, steps=tuple(runner.steps), sharing=sharing)
         explain = partial(self._explained, self._call(args, kwargs)[0], plan)
         returned = {o.name for o in graph.outputs if isinstance(o, Value) and isinstance(fixed.get(o.name), SourceMap)}
         if any(output.name in needs for output in runner.outputs):
@@ -370,7 +405,7 @@ class StreamingModule(nn.Module):
             if graph.noises:
                 fixed["seed"] = 0
             device = image.device if isinstance(image, Tensor) else self._device()
-            runner = self._runner(graph, plan, key, frozenset(), device.type)
+            runner = self._runner(graph, plan, key, frozenset(), device)
             sharing = share(runner.steps, graph.image, content)
             filled = said_by(image, "filled")
             self.last_run = replace(sharing.statistics(runner.steps), filled=filled, reading=reading)
@@ -391,6 +426,8 @@ class StreamingModule(nn.Module):
                 continue
             if node.source == "input" and isinstance(leaves[node.key], Tensor):
                 tensors[node.value] = leaves[node.key]
+            elif node.source == "input" and isinstance(leaves[node.key], Part):
+                tensors[node.value] = leaves[node.key].tensor
             elif node.source == "input":
                 fixed[node.value.name] = SourceMap(node.value, leaves[node.key], self._device(), reading)
             elif node.source == "parameter":
@@ -439,12 +476,46 @@ def _stand_in(source: Source) -> Tensor:
     return torch.empty(shape, dtype=source.dtype, device="meta")
 
 
+def _of_part(part: Part) -> Tensor:
+    """A tensor of the shape of a whole image, without pixels."""
+    return torch.empty(part.shape, dtype=part.tensor.dtype, device="meta", requires_grad=part.tensor.requires_grad)
+
+
+def _stood_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The arguments of a call with a tensor without pixels in place of each source and part."""
+    return pytree.tree_map_only(Part, _of_part, pytree.tree_map_only(Source, _stand_in, (args, kwargs)))
+
+
+def _generators(device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Where torch's generators stand that plain nodes on a device draw from."""
+    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+
+def _described(
+    graph: Graph, plan: Plan, needs: frozenset[str], leaves: Sequence[Any], training: bool
+) -> dict[str, str]:
+    """What all ranks of a partition must have in common, in words and hashes."""
+    images = {p: v for p, v in graph.inputs.items() if v.spatial}
+    given = [type(leaves[p]).__name__ if isinstance(leaves[p], (Tensor, Part)) else "Source" for p in images]
+    stages = [(s.name, s.tile, s.way) for s in plan.steps if isinstance(s, Stage)]
+    return {
+        "image": ", ".join(f"{'x'.join(map(str, v.shape))} {v.dtype}" for v in images.values()),
+        "given as": ", ".join(given),
+        "mode": "training" if training else "evaluation",
+        "network": graph_hash(graph)[:12],
+        "plan": hashlib.sha256(repr(stages).encode()).hexdigest()[:12],
+        "gradients": hashlib.sha256(repr(sorted(needs)).encode()).hexdigest()[:12],
+    }
+
+
 def _content(graph: Graph, leaves: Sequence[Any]) -> Content:
     """What is known of the images of a call; where an image's own gradient is wanted, each of its pixels is its own."""
     constants: dict[str, ConstantBlocks] = {}
     spatial = [(leaves[position], value) for position, value in graph.inputs.items() if value.spatial]
     for leaf, value in spatial:
         if value.name in graph.trained:
+            continue
+        if isinstance(leaf, Part):
             continue
         if isinstance(leaf, Tensor):
             blocks = None if leaf.is_meta else constant_blocks_in(leaf, value.axes or ())
@@ -453,7 +524,7 @@ def _content(graph: Graph, leaves: Sequence[Any]) -> Content:
         if blocks is not None and blocks.share > 0:
             blocks.check(value.extents)
             constants[value.name] = blocks
-    return Content(constants, frozenset(value.name for leaf, value in spatial if not isinstance(leaf, Tensor)))
+    return Content(constants, frozenset(value.name for leaf, value in spatial if not isinstance(leaf, (Tensor, Part))))
 
 
 def _remembered(cache: OrderedDict[Any, Made], key: Any, make: Callable[[], Made]) -> Made:

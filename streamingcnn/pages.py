@@ -118,6 +118,15 @@ class PagedMap:
         """The whole map, as an ordinary dense tensor."""
         return self.read(full(self.value.extents))
 
+    def detached(self) -> PagedMap:
+        """Itself: what callers get is a copy."""
+        return self
+
+    @property
+    def version(self) -> int:
+        """Nobody can change them."""
+        return 0
+
 
 class PagedGradient:
     """The gradient of a paged map: a page's is the sum over all blocks that show it."""

@@ -32,13 +32,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .alone import ALONE, Alone
 from .boxes import Box
 from .compiled import Compiler
 from .graph import Given, Graph, Plain, uses
 from .maps import DenseMap, Gradients, Map, Sink, SourceMap
 from .ops.reductions import repeated
 from .ops.rule import Value, replace_values
-from .pages import PagedMap
 from .places import DEVICE, Place, Wanted, open_places
 from .plan.cost import map_bytes
 from .plan.stages import Globals, Program, Stage
@@ -121,6 +121,7 @@ class Runner:
         device_type: where it runs; autocast is off there, since capture made its casts nodes of the graph.
         folder: where maps live that the plan puts on disk.
         compiler: what compiles tiles; None: they run as they are.
+        owner: who runs it, and what becomes of a map that is made.
     """
 
     graph: Graph
@@ -129,8 +130,11 @@ class Runner:
     device_type: str
     folder: str | None = None
     compiler: Compiler | None = None
+    owner: Alone = ALONE
 
     def __post_init__(self) -> None:
+        #: The step that runs, and whether backward.
+        self.now: tuple[Stage | Globals, bool] = (self.steps[0], False)
         self.outputs = tuple(
             dict.fromkeys(
                 v
@@ -180,36 +184,34 @@ class Runner:
             Outputs (but for those) and new buffer values by name.
         """
         sharing = Sharing() if sharing is None else sharing
-        maps: dict[str, Map] = {v.name: self._input(v, env[v.name]) for v in self.graph.inputs.values() if v.spatial}
+        maps: dict[str, Map] = {
+            v.name: self.owner.input(v, env[v.name]) for v in self.graph.inputs.values() if v.spatial
+        }
         wanted = {v.name for v in self.outputs} - self.graph.written | {v.name for _, v in self.graph.mutations}
         results: dict[str, Any] = {}
         left = remaining(self.steps, sharing, into) if into else {}
         places = self._places(env[self.graph.image.name].device, record is not None, sharing)
-        with torch.no_grad(), self._own_autocast():
+        with self.owner.answering(self), torch.no_grad(), self._own_autocast():
             for k, step in enumerate(self.steps):
+                self.now = step, False
                 if isinstance(step, Globals):
                     self._forward_globals(step, env, maps, record)
                 else:
                     self._forward_stage(step, env, maps, record, sharing, places, into or {}, left.get(step))
                 for name in self._finished(k, maps, record):
                     if name in wanted:
-                        results[name] = maps[name].tensor
+                        results[name] = self.owner.result(maps[name])
                     del maps[name]
         results.update({name: env[name] for name in wanted if name in env})
-        results.update({name: maps[name].tensor for name in wanted if name in maps})
+        results.update({name: self.owner.result(maps[name]) for name in wanted if name in maps})
         if record is not None:
             for output in self.outputs:
-                if output.name in maps and not isinstance(maps[output.name], PagedMap):
+                if output.name in maps:
                     # The very tensor that is returned must not be held: it would hold its own graph.
-                    alias = maps[output.name].tensor.detach()
-                    maps[output.name] = DenseMap(output, alias)
-                    record.versions[output.name] = alias._version
+                    maps[output.name] = maps[output.name].detached()
+                    record.versions[output.name] = maps[output.name].version
             record.maps, record.env, record.places, record.sharing = maps, env, places, sharing
         return results
-
-    @staticmethod
-    def _input(value: Value, given: Tensor | Map) -> Map:
-        return DenseMap(value, given) if isinstance(given, Tensor) else given
 
     def _places(self, device: torch.device, recording: bool, sharing: Sharing) -> dict[str, Place]:
         """Where the maps of one step live that are not on the device, with all the room they will need."""
@@ -249,7 +251,7 @@ class Runner:
         made = self._made(stage, sharing, places) if sink is None else None
 
         def todo() -> Iterator[tuple[Box, int]]:
-            return (each for each in sharing.tiles(stage) if left is None or each[0] in left)
+            return (each for each in self.owner.tiles(stage, sharing) if left is None or each[0] in left)
 
         states: list[Any] = [None] * len(stage.reductions)
         kept: dict[Box, RunTile] = {}
@@ -268,19 +270,20 @@ class Runner:
                 del done, tile  # or they would live on while the next tile is computed
         if made is not None:
             maps[stage.target.name] = made
+            self.owner.pass_on(made)
         if keep and record is not None:
             record.kept[stage] = (sides, kept)
         for reduced, state in zip(stage.reductions, states, strict=True):
-            env[reduced.value.name] = reduced.reduction.finish(state)
+            env[reduced.value.name] = reduced.reduction.finish(self.owner.merged(reduced.reduction, state))
 
-    def _made(self, stage: Stage, sharing: Sharing, places: dict[str, Place]) -> DenseMap | PagedMap | None:
+    def _made(self, stage: Stage, sharing: Sharing, places: dict[str, Place]) -> Any:
         """The map that a stage writes, if it stores one."""
         if not stage.stored:
             return None
         table = sharing.tables.get(stage.name)
         if table is not None and stage.name not in self.graph.written:
             return table.map_of(stage.target)
-        return DenseMap(stage.target, place=places.get(stage.name, DEVICE))
+        return self.owner.made(stage.target, places.get(stage.name, DEVICE))
 
     def _forward_tile(
         self,
@@ -332,13 +335,14 @@ class Runner:
     def backward(self, record: Record, gradients: Gradients, retain: bool) -> None:
         """Run the plan in reverse: ``gradients`` comes with the outputs' and leaves with the inputs'."""
         for name, version in record.versions.items():
-            if name in record.maps and record.maps[name].tensor._version != version:
+            if name in record.maps and record.maps[name].version != version:
                 raise RuntimeError(
                     f"the result '{name}' of a streamed module was changed by an in-place operation, but the "
                     "gradient needs it; clone() it before changing it"
                 )
-        with self._own_autocast():
+        with self.owner.answering(self), self._own_autocast():
             for step in reversed(self.steps):
+                self.now = step, True
                 if isinstance(step, Globals):
                     self._backward_globals(step, record, gradients, retain)
                 else:
@@ -350,6 +354,7 @@ class Runner:
     def _backward_globals(self, group: Globals, record: Record, gradients: Gradients, retain: bool) -> None:
         leaves, results = record.groups[group]
         pairs = []
+        gradients.settle(group.results)
         for value in group.results:
             gradient = gradients.pop(value)
             if gradient is not None and value.name in results:
@@ -359,12 +364,13 @@ class Runner:
             pulled = torch.autograd.grad(outputs, tuple(leaves.values()), given, retain_graph=retain, allow_unused=True)
             values = {value.name: value for value in group.reads}
             for name, gradient in zip(leaves, pulled, strict=True):
-                gradients.add(values[name], gradient)
+                gradients.add_by_all(values[name], gradient)
         if not retain:
             del record.groups[group]
 
     def _backward_stage(self, stage: Stage, record: Record, gradients: Gradients, retain: bool) -> None:
         of_map = gradients.pop_map(stage.target)
+        gradients.settle([reduced.value for reduced in stage.reductions])
         of_sums = [
             (reduced.reduction, record.env[reduced.value.name], gradient)
             for reduced in stage.reductions
@@ -375,15 +381,17 @@ class Runner:
         if not of_sums and stage.nodes and not retain:
             record.maps.pop(stage.target.name, None)  # all its readers are done, and its own gradient needs no value
         pull = Pull(stage.target, of_map, of_sums, record.maps.get(stage.target.name))
+        read = (*stage.frontier, *stage.side) if stage.nodes else (stage.target,)
+        gradients.reach(value for value in read if value.name in self.needs)
         if not stage.nodes:
             # A reduction of an input or of a plainly made map: its gradient goes straight to that map.
-            for box, count in record.sharing.tiles(stage):
+            for box, count in self.owner.tiles(stage, record.sharing):
                 gradients.add_box(stage.target, box, pull.at(box, record.maps[stage.target.name].read(box), count))
             return
         sides, kept = record.kept.get(stage) or (Sides(stage, record.env, self.needs), {})
-        again = () if kept else (box for box, _ in record.sharing.tiles(stage))
+        again = () if kept else (box for box, _ in self.owner.tiles(stage, record.sharing))
         with reading_ahead(stage, record.maps, again):
-            for box, count in record.sharing.tiles(stage):
+            for box, count in self.owner.tiles(stage, record.sharing):
                 if box not in kept and self._backward_compiled(stage, box, record, pull, count, sides, gradients):
                     continue
                 tile = kept.get(box) or self._recomputed(stage, box, record, sides)

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from .budget import guarded
 from .errors import DoubleBackwardError, StepMemoryError
-from .maps import DenseMap, Gradients
 from .ops.rule import Value
 from .runner import Record, Runner
 from .signature import Sharing
@@ -51,7 +50,7 @@ class StreamFunction(torch.autograd.Function):
         for value in job.tensors:
             del env[value.name]
             if value.spatial:
-                record.maps.pop(value.name, None)
+                job.runner.owner.release(record.maps, value)
         ctx.job, ctx.record, ctx.failed = job, record, False
         ctx.set_materialize_grads(False)
         outputs = tuple(job.results[v.name] for v in job.runner.outputs)
@@ -81,10 +80,10 @@ class StreamFunction(torch.autograd.Function):
         for value, tensor in zip(job.tensors, tensors, strict=True):
             record.env[value.name] = tensor.detach()
             if value.spatial:
-                record.maps[value.name] = DenseMap(value, tensor.detach())
-        gradients = Gradients(record.places, record.sharing.tables)
+                job.runner.owner.retake(record.maps, value, tensor.detach())
+        gradients = job.runner.owner.gradients(record.places, record.sharing.tables)
         for value, gradient in zip(job.runner.outputs, given, strict=True):
-            gradients.add(value, gradient)
+            gradients.add_by_all(value, gradient)
         try:
             guarded(lambda: job.runner.backward(record, gradients, retain), job.explain)
         except StepMemoryError:
@@ -93,9 +92,11 @@ class StreamFunction(torch.autograd.Function):
             gradients.clear()
             ctx.record, ctx.failed = None, True
             raise
+        wanted = [value for value, needed in zip(job.tensors, ctx.needs_input_grad[1:], strict=True) if needed]
+        gradients.settle(wanted)
         results = []
-        for value, tensor, needed in zip(job.tensors, tensors, ctx.needs_input_grad[1:], strict=True):
-            gradient = gradients.pop(value) if needed else None
+        for value, tensor in zip(job.tensors, tensors, strict=True):
+            gradient = gradients.pop_given(value, tensor) if value in wanted else None
             results.append(None if gradient is None else gradient.to(tensor.dtype))
         if not retain:
             ctx.record = None

@@ -27,4 +27,5 @@ def standardised(image: NDArray[np.generic]) -> NDArray[np.float32]:
             f"{wrong} of the image's {pixels.size} pixels are NaN or infinite; put a number in their place (the lowest "
             "of the others, say) before the image is standardised"
         )
-    return ((pixels - pixels.mean()) / max(float(pixels.std()), SMALLEST)).astype(np.float32)
+    made: NDArray[np.float32] = ((pixels - pixels.mean()) / max(float(pixels.std()), SMALLEST)).astype(np.float32)
+    return made

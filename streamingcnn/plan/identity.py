@@ -16,11 +16,15 @@ from __future__ import annotations
 import hashlib
 import json
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from ..graph import Given, Graph, Local, Node, Reduced, uses
 from ..ops.rule import Read, Value
 
 __all__ = ["graph_hash"]
+
+
+_KNOWN: WeakKeyDictionary[Graph, str] = WeakKeyDictionary()
 
 
 def graph_hash(graph: Graph) -> str:
@@ -30,11 +34,14 @@ def graph_hash(graph: Graph) -> str:
 
         graph_hash(net.plan((1, 3, 512, 512)).graph)    # '5d41402a...', again tomorrow and elsewhere
     """
+    if graph in _KNOWN:
+        return _KNOWN[graph]
     nodes = [_node(node) for node in graph.nodes.values()]
     outputs = [_of(output) for output in graph.outputs if isinstance(output, Value)]
     mutations = [[name, value.name] for name, value in graph.mutations]
     text = json.dumps([graph.space, nodes, outputs, mutations], separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    _KNOWN[graph] = hashlib.sha256(text.encode()).hexdigest()
+    return _KNOWN[graph]
 
 
 def _node(node: Node) -> list[Any]:

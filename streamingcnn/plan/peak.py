@@ -6,7 +6,7 @@ device, where tensors have shapes and no numbers, under the counter that measure
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,10 +22,15 @@ from .cost import map_bytes, typical_box
 from .rehearsal import Moment, rehearse
 from .stages import Globals, Stage
 
+if TYPE_CHECKING:
+    from ..distributed.planning import Ranks
 
-def exact_peak(graph: Graph, steps: list[Stage | Globals], sharing: Sharing | None = None) -> Moment:
+
+def exact_peak(
+    graph: Graph, steps: list[Stage | Globals], sharing: Sharing | None = None, ranks: Ranks | None = None
+) -> Moment:
     """The highest moment of a step, by rehearsal: never below what a real step takes, and within 2 % of it."""
-    return rehearse(graph, steps, sharing)
+    return rehearse(graph, steps, sharing, ranks)
 
 
 def plain_bytes(step: Globals) -> int:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..graph import Graph, Local
 from ..ops.rule import Value
+from ..runner import requiring
 from ..signature import NOTHING, Content, Sharing
 from .align import align
 from .choose import choose_stored, choose_tiles
@@ -22,6 +23,8 @@ from .times import times_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from ..distributed.planning import Ranks
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,12 +45,14 @@ class Plan:
         steps: its stages, and the global parts between them, in the order of the forward.
         budget: the bytes that it was made for, or None.
         sharing: which of its tiles run, for an image with constant parts (:mod:`streamingcnn.signature`).
+        ranks: the ranks that run it together; bytes are those of the one that holds most.
     """
 
     graph: Graph
     steps: tuple[Stage | Globals, ...]
     budget: int | None = None
     sharing: Sharing = field(default_factory=Sharing)
+    ranks: Ranks | None = None
 
     @cached_property
     def stages(self) -> tuple[Stage, ...]:
@@ -71,7 +76,22 @@ class Plan:
         Never below what a step on the CPU takes, and within 2 % of it. Where autograd was off when the plan was
         made, it is the height of a forward alone.
         """
-        return exact_peak(self.graph, list(self.steps), self.sharing).bytes
+        return exact_peak(self.graph, list(self.steps), self.sharing, self.ranks).bytes
+
+    def bytes_sent(self, rank: int) -> int:
+        """The bytes of pixels and their gradients that a rank sends in one training step; 0 without a partition.
+
+        Sums over ranks (gradients of parameters, statistics) are not contained.
+        """
+        if self.ranks is None:
+            return 0
+        layout = self.ranks.layout(self.graph, self.steps)
+        needs = requiring(self.graph, set(self.graph.trained))
+        inputs = [v for v in self.graph.inputs.values() if v.name in self.ranks.parts]
+        made = [*inputs, *(stage.target for stage in self.stages if stage.stored)]
+        total = sum(layout.bytes_sent(value, layout.forward(value.name), rank) for value in made)
+        pulled = [v for v in made if v.name in needs]
+        return total + sum(layout.bytes_sent(value, layout.backward(value.name), rank) for value in pulled)
 
     @cached_property
     def seconds(self) -> float:
@@ -172,6 +192,7 @@ def make_plan(
     memory: int | None = None,
     where: str = "device",
     content: Content = NOTHING,
+    ranks: Ranks | None = None,
 ) -> Plan:
     """Plan a network.
 
@@ -185,8 +206,13 @@ def make_plan(
         content: what is known of the images. Where parts of them are constant, tiles lie on a common grid; within a
             budget what a source has of them counts for what runs and is held, and what a tensor has does not: the
             next one has others.
+        ranks: the ranks that run it together, each within ``memory``.
     """
     image_tile = None if tile is None else tile_sizes(graph, tile)
+    if memory is not None and ranks is not None:
+        from ..distributed.planning import plan_for_ranks
+
+        return Plan(graph, tuple(plan_for_ranks(graph, memory, ranks, image_tile)), memory, ranks=ranks)
     if memory is not None:
         steps = _searched(graph, memory, image_tile, where, content if content.sources else NOTHING)
         if content.constants and not content.sources:
@@ -201,7 +227,7 @@ def make_plan(
             step.way = "keep" if step.name in kept else "recompute"
     choose_tiles(graph, [step for step in steps if isinstance(step, Stage)], image_tile)
     place_maps(graph, steps, "device" if where == "auto" else where)
-    return Plan(graph, tuple(align(steps, image_tile is not None) if content.constants else steps))
+    return Plan(graph, tuple(align(steps, image_tile is not None) if content.constants else steps), ranks=ranks)
 
 
 def _searched(graph: Graph, memory: int, image_tile: Sequence[int] | None, where: str, content: Content) -> Steps:

@@ -31,13 +31,14 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from ..boxes import Box, Interval, full, merge, split
+from ..alone import ALONE, Alone
+from ..boxes import Box, Interval, full, merge, split, volume
 from ..graph import Given, Graph
 from ..maps import Gradients, Map
 from ..memory import LiveBytes, allocated, storages
@@ -49,6 +50,9 @@ from ..sides import Sides
 from ..signature import Sharing
 from ..stream import Job, StreamFunction
 from .stages import Globals, Stage
+
+if TYPE_CHECKING:
+    from ..distributed.planning import Ranks
 
 #: A tile whose values take less than this share of the largest tile's cannot be the highest: the copies that padding
 #: makes at a border are at most as large as what is padded.
@@ -87,13 +91,17 @@ class Representative:
     skipped: Counter[Kinds] = field(default_factory=Counter)
 
 
-def rehearse(graph: Graph, steps: list[Stage | Globals], sharing: Sharing | None = None) -> Moment:
+def rehearse(
+    graph: Graph, steps: list[Stage | Globals], sharing: Sharing | None = None, ranks: Ranks | None = None
+) -> Moment:
     """The highest moment of a step: forward and backward, or forward alone where nothing needs a gradient.
 
     Which gradients are wanted was seen at capture (``graph.trained``). ``sharing`` says which tiles run and which pages
-    maps have, and which inputs are read from a source; None: all tiles, and none.
+    maps have, and which inputs are read from a source; None: all tiles, and none. Of several ``ranks`` it is the
+    step of the one that holds most.
     """
     sharing = Sharing() if sharing is None else sharing
+    member = None if ranks is None else ranks.member(graph, steps)
     tensors: dict[Value, Tensor] = {}
     fixed: dict[str, Any] = {}
     changed = {name for name, _ in graph.mutations}
@@ -107,7 +115,10 @@ def rehearse(graph: Graph, steps: list[Stage | Globals], sharing: Sharing | None
                 fixed[node.value.name] = _without_numbers(graph, node)
             else:
                 tensors[node.value] = _without_numbers(graph, node)
-    runner = _RehearsedRunner(graph, steps, requiring(graph, set(graph.trained)), sharing)
+                if ranks is not None and member is not None and node.value.name in ranks.parts:
+                    shape, wanted = ranks.given(node.value, member), node.value.name in graph.trained
+                    tensors[node.value] = _empty(shape, node.value.dtype).requires_grad_(wanted)
+    runner = _RehearsedRunner(graph, steps, requiring(graph, set(graph.trained)), sharing, member or ALONE)
     try:
         runner.rehearse(tensors, fixed)
     except Exception as error:
@@ -170,7 +181,7 @@ class _Remembering(LiveBytes):
             container, made = known
             if container is _Overwritten:
                 return args[0]
-            tensors = [one and _empty(*one) for one in made]
+            tensors = [one and _strided(*one) for one in made]
             return tensors[0] if container is None else container(tensors)
         result = super()._result(func, args, kwargs)
         if args and result is args[0]:
@@ -190,7 +201,11 @@ class _Overwritten:
     """Stands for the container of a result that is the first argument, written over: without numbers, nothing to do."""
 
 
-def _empty(shape: Sequence[int], stride: Sequence[int], dtype: torch.dtype) -> Tensor:
+def _empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    return torch.empty(tuple(shape), dtype=dtype, device="meta")
+
+
+def _strided(shape: Sequence[int], stride: Sequence[int], dtype: torch.dtype) -> Tensor:
     return torch.empty_strided(shape, stride, dtype=dtype, device="meta")
 
 
@@ -198,7 +213,7 @@ def _is_own(result: Any, given: set[int]) -> bool:
     """Whether a result is a tensor over bytes of its own, and over no more than it shows."""
     if not isinstance(result, Tensor) or not result.is_meta:
         return False
-    storage, alike = result.untyped_storage(), _empty(result.shape, result.stride(), result.dtype)
+    storage, alike = result.untyped_storage(), _strided(result.shape, result.stride(), result.dtype)
     return id(storage) not in given and storage.nbytes() == alike.untyped_storage().nbytes()
 
 
@@ -248,8 +263,10 @@ class _StandIn(RunTile):
 class _RehearsedRunner(Runner):
     """The runner, on a few tiles of each stage; it notes in which step the most bytes are alive."""
 
-    def __init__(self, graph: Graph, steps: list[Stage | Globals], needs: frozenset[str], sharing: Sharing) -> None:
-        super().__init__(graph, steps, needs, "cpu")
+    def __init__(
+        self, graph: Graph, steps: list[Stage | Globals], needs: frozenset[str], sharing: Sharing, owner: Alone
+    ) -> None:
+        super().__init__(graph, steps, needs, "cpu", owner=owner)
         self.sharing = sharing
         self.live = _Remembering(graph)
         self._alike: dict[Stage, Alike | None] = {}
@@ -260,7 +277,6 @@ class _RehearsedRunner(Runner):
         self._kept: dict[tuple[Stage, bool, Hashable], int] = {}
         self._start: int | None = None
         self.recording = False
-        self.now: tuple[Stage | Globals, bool] = (steps[0], False)
         self.highest = Moment(steps[0], False, 0)
         self.representatives: dict[Stage, list[Representative]] = {}
         #: Per kept stage and representative: what the graphs of the tiles skipped after it take.
@@ -325,7 +341,7 @@ class _RehearsedRunner(Runner):
     def _few_boxes(self, stage: Stage) -> Iterator[Box]:
         if stage not in self.representatives:
             keep = stage.way == "keep" and self.recording and self._trains(stage)
-            self.representatives[stage] = representatives(stage, all_kinds=keep)
+            self.representatives[stage] = representatives(stage, keep, self.owner.own(stage.target))
             if keep:
                 yield from self._kept_boxes(stage)
                 return
@@ -459,14 +475,20 @@ class Alike:
                 yield value, part
 
 
-def representatives(stage: Stage, all_kinds: bool) -> list[Representative]:
+def representatives(stage: Stage, all_kinds: bool, own: Box) -> list[Representative]:
     """The tiles to run, in the order of the stage: the first of each kind, and a second one where that differs.
 
     Args:
         stage: the stage, its tile set.
         all_kinds: also kinds that are too small to matter, and what is skipped after each tile.
+        own: the box that the tiles make up.
     """
-    intervals = [split(e, t) for e, t in zip(stage.target.extents, stage.tile, strict=True)]
+    if not volume(own):
+        return []
+    intervals = [
+        [(low + start, high + start) for low, high in split(end - start, step)]
+        for (start, end), step in zip(own, stage.tile, strict=True)
+    ]
     along = [[kind_of(stage, axis, interval) for interval in line] for axis, line in enumerate(intervals)]
     if all_kinds:
         places: Iterator[tuple[int, ...]] = itertools.product(*(range(len(line)) for line in intervals))

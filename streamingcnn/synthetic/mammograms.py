@@ -110,7 +110,8 @@ def power_law(size: tuple[int, int], rng: np.random.Generator, exponent: float =
     spectrum /= np.maximum(frequency, 4 / max(size)) ** (exponent / 2)
     spectrum[0, 0] = 0
     made = np.fft.irfft2(spectrum, size)
-    return (made / made.std()).astype(np.float32)
+    even: Floats = (made / made.std()).astype(np.float32)
+    return even
 
 
 def lesion(radius: float, spiculated: bool, rng: np.random.Generator) -> Floats:

@@ -52,7 +52,8 @@ class Volume:
             fainter = np.float32(self.contrast * 0.6**away)
             _add(image, _blurred(stamp, 1.5 * away) * fainter, (y, x))
         image += lines.normal(0, 0.01, plane).astype(np.float32)
-        return np.clip(image, 0.02, 1) * np.clip(outline, 0, 1).astype(np.float32)
+        made: NDArray[np.float32] = np.clip(image, 0.02, 1) * np.clip(outline, 0, 1).astype(np.float32)
+        return made
 
     def mask(self, z: int) -> NDArray[np.bool_]:
         """Where lesions are sharp in a slice, (2, H, W)."""

@@ -66,7 +66,7 @@ def by_slices(trunk: nn.Module, volume: Tensor | Source, at_once: int | None) ->
         parts = [SliceSource(volume, z) for z in range(depth)]
     maps: list[Tensor] = [trunk(part) if at_once is None else _again(trunk, part) for part in parts]
     if isinstance(volume, Tensor):
-        joined: Tensor = torch.cat(maps).unflatten(0, (images, depth))  # type: ignore[no-untyped-call]
+        joined: Tensor = torch.cat(maps).unflatten(0, (images, depth))
         return joined
     return torch.stack(maps, 1)
 

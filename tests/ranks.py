@@ -1,0 +1,308 @@
+"""What each rank of a test does: `torchrun --standalone --nproc-per-node N -m tests.ranks TASK ...`.
+
+Rank 0 prints one line of JSON per case; the tests in test_partition.py read them. One process group serves a whole
+table: starting processes takes longer than most cases.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+
+from streamingcnn import Partition, StreamingModule
+from streamingcnn.boxes import Box
+from streamingcnn.check import compare
+from streamingcnn.distributed import gathered, redistribute, summed
+from streamingcnn.errors import UnsupportedModuleError
+from streamingcnn.memory import LiveBytes
+from streamingcnn.models import UNet3D, resnet18
+from tests.networks import NETWORKS
+
+Case = dict[str, Any]
+
+
+def worst(plain: nn.Module, net: StreamingModule, image: Any, **more: Any) -> float:
+    """The largest error of result, gradients and buffers, on any rank."""
+    errors = torch.tensor([max(row.error for row in compare(plain, net, image, **more))], dtype=torch.float64)
+    dist.all_reduce(errors, dist.ReduceOp.MAX)
+    return float(errors)
+
+
+def table(names: list[str]) -> Iterator[Case]:
+    """Every network of the table, divided along one axis after the other; into a grid where there are four ranks."""
+    ranks = dist.get_world_size()
+    chosen = [network for network in NETWORKS if not names or network.name in names]
+    for k, network in enumerate(chosen):
+        space = len(network.image) - 1
+        batch, tile = network.cases()[k % len(network.cases())]
+        if ranks == 4 and space > 1:
+            axes, parts = [(k + 1) % space, k % space], (2, 2)
+        else:
+            axes, parts = [k % space], (ranks,)
+        weights = [(1, 5, 2, 3)[:count] for count in parts] if k % 3 == 0 else None
+        torch.manual_seed(k)
+        module = network.make()
+        image, more = network.inputs(batch)
+        case = {"case": f"{network.name}-{batch}-{tile} on axes {axes} in {parts}, weights {weights}"}
+        try:
+            net = StreamingModule(module, tile=tile, partition=Partition(None, axes, parts, weights, timeout=60))
+            yield {**case, "error": worst(copy.deepcopy(module), net, image, **more)}
+        except UnsupportedModuleError as error:
+            yield {**case, "refused": str(error)}
+
+
+def layouts(_: list[str]) -> Iterator[Case]:
+    """Halos wider than a part, parts without pixels, batches, parts given and parts returned."""
+    ranks = dist.get_world_size()
+    torch.manual_seed(0)
+    wide = nn.Sequential(nn.Conv2d(2, 3, 7, padding=3), nn.ReLU(), nn.Conv2d(3, 2, 7, padding=3, dilation=1))
+    deep = nn.Sequential(nn.Conv2d(2, 4, 3, 4, 1), nn.Tanh(), nn.Conv2d(4, 3, 3, 4, 1))
+    for name, net, shape in (("halo wider than a part", wide, (3, 2, 5, 9)), ("no pixels", deep, (1, 2, 17, 13))):
+        module = copy.deepcopy(net).double()
+        partition = Partition(None, ("H",), timeout=60)
+        streamed = StreamingModule(module, tile=4, partition=partition)
+        yield {"case": name, "error": worst(copy.deepcopy(module), streamed, torch.randn(shape, dtype=torch.float64))}
+    for gather in ("all", "none"):
+        yield {"case": f"parts given, gather={gather}", "error": parts(gather, ranks)}
+
+
+def parts(gather: str, ranks: int) -> float:
+    """A step whose image every rank has its part of; its loss over parts of the result where they are not gathered."""
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv3d(1, 4, 3, 2, 1), nn.BatchNorm3d(4), nn.ReLU(), nn.Conv3d(4, 2, 3, padding=1)
+    ).double()
+    plain = copy.deepcopy(module)
+    shape = (2, 1, 15, 33, 9)
+    image = torch.randn(shape, dtype=torch.float64)
+    partition = Partition(None, ("W",) if ranks == 3 else ("H",), timeout=60, gather=gather)
+    net = StreamingModule(module, tile=8, partition=partition)
+    own = cut(image, partition.input_box(shape)).clone().requires_grad_()
+    result = net(partition.part(own, shape))
+    whole = image.clone().requires_grad_()
+    wanted = plain(whole)
+    if gather == "all":
+        result.square().sum().backward()
+        seen = result
+    else:
+        summed(result.square().sum(), partition).backward()
+        seen = gathered(result, wanted.shape, partition)
+    wanted.square().sum().backward()
+    assert whole.grad is not None and own.grad is not None
+    pairs = [(seen, wanted), (own.grad, cut(whole.grad, partition.input_box(shape)))]
+    pairs += [(a.grad, b.grad) for a, b in zip(net.parameters(), plain.parameters(), strict=True)]  # type: ignore[misc]
+    pairs += [(a.double(), b.double()) for a, b in zip(net.buffers(), plain.buffers(), strict=True)]
+    # The bias in front of a batch norm has no gradient but rounding.
+    scale = max(float(b.detach().double().norm()) for _, b in pairs)
+    errors = [
+        float((a.detach() - b.detach()).norm() / max(float(b.detach().norm()), 1e-4 * scale))
+        for a, b in pairs
+        if a.numel()
+    ]
+    found = torch.tensor([max(errors)], dtype=torch.float64)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return float(found)
+
+
+def cut(tensor: Tensor, box: Box) -> Tensor:
+    return tensor[(..., *(slice(low, high) for low, high in box))]
+
+
+def adjoint(_: list[str]) -> Iterator[Case]:
+    """<R x, y> = <x, R'y> for 50 tables of owned and needed boxes, drawn at random."""
+    partition = Partition(None, ("H",), timeout=60)
+    ranks, draw = partition.size, torch.Generator().manual_seed(1)
+
+    def number(high: int) -> int:
+        return int(torch.randint(high + 1, (), generator=draw))
+
+    for k in range(50):
+        extents = (number(12) + 1, number(6) + 1)
+        cuts = sorted(number(extents[0]) for _ in range(ranks - 1))
+        own = [((low, high), (0, extents[1])) for low, high in zip([0, *cuts], [*cuts, extents[0]], strict=True)]
+        need = []
+        for _ in range(ranks):
+            ends = [sorted((number(extent), number(extent))) for extent in extents]
+            need.append(tuple((low, high) for low, high in ends))
+        shape = (2, 3, *extents)
+        torch.manual_seed(100 * k + partition.rank)
+        x = cut(torch.randn(shape, dtype=torch.float64), own[partition.rank]).clone().requires_grad_()
+        wide = redistribute(x, shape, own, need, partition.link)
+        y = torch.randn_like(wide)
+        wide.backward(y)
+        assert x.grad is not None
+        sums = torch.stack(
+            [(wide.detach() * y).sum(), (x.detach() * x.grad).sum(), x.detach().square().sum(), y.square().sum()]
+        )
+        dist.all_reduce(sums)
+        scale = float((sums[2] * sums[3]).sqrt())
+        yield {"case": f"table {k}", "error": float((sums[0] - sums[1]).abs()) / max(scale, 1e-30)}
+
+
+def traffic(_: list[str]) -> Iterator[Case]:
+    """The bytes that were sent against those that the plan says; and the bytes of a rank against its plan's."""
+    torch.manual_seed(0)
+    for name, module, shape, options in (
+        ("resnet18", resnet18(), (1, 3, 256, 192), {"tile": 64}),
+        ("unet3d", UNet3D(1, 2, levels=3, filters=4, norm="batch"), (1, 1, 40, 16, 24), {"memory": "4MiB"}),
+    ):
+        partition = Partition(None, ("H",), timeout=60, gather="none")
+        net = StreamingModule(module.eval(), partition=partition, **options)  # type: ignore[arg-type]
+        image = torch.randn(shape)
+        part = partition.part(cut(image, partition.input_box(shape)).clone(), shape)
+        plan = net.plan(part)
+        with LiveBytes() as live:
+            result = net(part)
+            result.backward(torch.ones_like(result))
+        mine = {"sent": partition.link.sent, "planned": plan.bytes_sent(partition.rank), "live": live.peak}
+        everyone: list[Any] = [None] * partition.size
+        dist.all_gather_object(everyone, mine)
+        yield {"case": name, "ranks": everyone, "predicted": plan.peak_bytes}
+
+
+def memory(_: list[str]) -> Iterator[Case]:
+    """The bytes of maps and their gradients on the rank that holds most, against one process."""
+    for name, module, shape in (
+        (
+            "resnet18 without its widest layers",
+            nn.Sequential(*list(resnet18().eval().children())[:6]),
+            (1, 3, 512, 512),
+        ),
+        ("unet3d", UNet3D(1, 2, levels=3, filters=8, norm="batch").eval(), (1, 1, 64, 64, 64)),
+    ):
+        options: dict[str, Any] = {"tile": 64 if len(shape) == 4 else 16}
+        partition = Partition(None, ("H",), timeout=60, gather="none")
+        net = StreamingModule(copy.deepcopy(module), partition=partition, **options)
+        image = torch.randn(shape)
+        part = partition.part(cut(image, partition.input_box(shape)).clone(), shape)
+        yield {"case": name, "rank": peak(net, part), "alone": peak(StreamingModule(module, **options), image)}
+
+
+def peak(net: nn.Module, given: Any) -> int:
+    """The height of a step in bytes, on the rank where it is highest."""
+    with LiveBytes() as live:
+        result = net(given)
+        result.backward(torch.ones_like(result))
+    found = torch.tensor([live.peak])
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return int(found)
+
+
+def replicas(_: list[str]) -> Iterator[Case]:
+    """dp x spatial: DDP and FSDP2 over two images, each on two ranks, against one process; accumulated and clipped."""
+    from torch.distributed.fsdp import fully_shard
+    from torch.nn.parallel import DistributedDataParallel
+
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "spatial"))
+    torch.manual_seed(0)
+    base = nn.Sequential(
+        nn.Conv2d(2, 4, 3, 2, 1), nn.GELU(), nn.Conv2d(4, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)
+    )
+    images = torch.randn(2, 2, 2, 33, 21, dtype=torch.float64)  # of two steps, one image for each of dp
+    plain = copy.deepcopy(base).double()
+    for step in images:
+        plain(step).square().sum(1).mean().backward()
+    before = nn.utils.clip_grad_norm_(plain.parameters(), 0.1)
+    for kind in ("DDP", "FSDP2"):
+        net: Any = StreamingModule(copy.deepcopy(base).double(), tile=8, partition=Partition(mesh["spatial"], ("H",)))
+        if kind == "DDP":
+            net = DistributedDataParallel(net, process_group=mesh["dp"].get_group())
+        else:
+            fully_shard(net, mesh=mesh["dp"])
+        for step in images:
+            net(step[mesh["dp"].get_local_rank()][None]).square().sum(1).mean().backward()
+        norm = nn.utils.clip_grad_norm_(net.parameters(), 0.1)
+        error = abs(float(full_of(norm)) - float(before)) / float(before)
+        for a, b in zip(net.parameters(), plain.parameters(), strict=True):
+            assert b.grad is not None
+            error = max(error, float((full_of(a.grad) - b.grad).norm() / b.grad.norm()))
+        yield {"case": kind, "error": error}
+
+
+def full_of(tensor: Any) -> Tensor:
+    """A sharded tensor as a whole."""
+    whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return whole
+
+
+def failing(kinds: list[str]) -> Iterator[Case]:
+    """One thing goes wrong on rank 1; every rank has to end, and say why."""
+    (kind,) = kinds
+    torch.manual_seed(0)
+    layers: list[nn.Module] = [nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1)]
+    guilty = dist.get_rank() == 1
+    if kind == "layer" and guilty:
+        layers.append(nn.Conv2d(4, 4, 1))
+    image = torch.randn(1, 2, 40, 32, dtype=torch.float64 if kind == "dtype" and guilty else torch.float32)
+    net = nn.Sequential(*layers).to(image.dtype if kind == "dtype" else torch.float32)
+    partition = Partition(None, ("H",), timeout=8)
+    if kind == "replicas":
+        with torch.no_grad():
+            next(net.parameters()).add_(dist.get_rank())
+        partition.verify_replicas(net)
+    streamed = StreamingModule(net, tile=8, partition=partition)
+    if kind == "shape" and guilty:
+        image = image[..., :30]
+    if kind == "sleep" and guilty:
+        time.sleep(600)
+    if kind in ("kill forward", "exception"):
+        result = streamed(_Failing(image, kind if guilty else ""))
+    else:
+        result = streamed(image)
+    if kind == "kill backward" and guilty:
+        os.kill(os.getpid(), signal.SIGKILL)
+    result.sum().backward()
+    yield {"case": kind, "error": 0.0}
+
+
+class _Failing:
+    """A source that ends its process, or raises, in the middle of an image."""
+
+    axes = "NCYX"
+
+    def __init__(self, image: Tensor, kind: str) -> None:
+        self.image, self.kind, self.shape, self.dtype = image, kind, tuple(image.shape), image.dtype
+
+    def read(self, box: Box) -> Tensor:
+        if self.kind and box[0][0] > 22:
+            if self.kind == "exception":
+                raise OSError(f"the pixels of {box} cannot be read")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return cut(self.image, box)
+
+
+TASKS: dict[str, Callable[[list[str]], Iterator[Case]]] = {
+    task.__name__: task for task in (table, layouts, adjoint, traffic, memory, replicas, failing)
+}
+
+
+def main() -> None:
+    """Run the tasks, and print what rank 0 has to say."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("tasks", nargs="+", choices=list(TASKS))
+    parser.add_argument("--names", nargs="*", default=[])
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    for task in options.tasks:
+        for case in TASKS[task](options.names):
+            if dist.get_rank() == 0:
+                print(json.dumps({"task": task, **case}), file=sys.__stdout__, flush=True)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
