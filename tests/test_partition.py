@@ -1,0 +1,160 @@
+"""One image over several ranks: what each gets is what one process gets, or nothing at all is computed.
+
+The ranks are processes of `tests/ranks.py` under torchrun, one process group for a whole table.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from streamingcnn.distributed.ownership import Division
+from tests.networks import NETWORKS
+
+ROOT = Path(__file__).parents[1]
+Case = dict[str, Any]
+
+pytestmark = [
+    pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs torch.distributed, gloo"),
+    pytest.mark.timeout(900),
+]
+
+
+def torchrun(ranks: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The tasks on so many ranks, each with one thread."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    return subprocess.run(
+        [*command, "-m", "tests.ranks", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=800,
+        check=False,
+    )
+
+
+@cache
+def cases(ranks: int, *arguments: str) -> dict[str, list[Case]]:
+    """What rank 0 printed, by task."""
+    done = torchrun(ranks, *arguments)
+    assert done.returncode == 0, done.stderr[-4000:]
+    found: dict[str, list[Case]] = {}
+    for line in done.stdout.splitlines():
+        if line.startswith("{"):
+            case = json.loads(line)
+            found.setdefault(case["task"], []).append(case)
+    return found
+
+
+#: A fourth of the table each: with two ranks, with three, and in a grid of two by two.
+SHARES = {ranks: [network.name for network in NETWORKS[ranks::4]] for ranks in (2, 3, 4)}
+
+
+@pytest.mark.parametrize("ranks", SHARES)
+def test_every_network_is_exact(ranks: int) -> None:
+    """Result, dx, every dW and running statistics; `python -m tests.ranks table` under torchrun runs all networks."""
+    found = cases(ranks, "table", "layouts", "adjoint", "traffic", "memory", "--names", *SHARES[ranks])["table"]
+    assert len(found) == len(SHARES[ranks])
+    wrong = [case for case in found if "refused" in case or not case["error"] <= 1e-10]
+    assert not wrong, wrong
+
+
+@pytest.mark.parametrize("ranks", SHARES)
+@pytest.mark.parametrize(("task", "bound"), [("layouts", 1e-10), ("adjoint", 1e-12)])
+def test_layouts_and_the_adjoint_are_exact(ranks: int, task: str, bound: float) -> None:
+    found = cases(ranks, "table", "layouts", "adjoint", "traffic", "memory", "--names", *SHARES[ranks])[task]
+    assert len(found) == {"layouts": 4, "adjoint": 50}[task]
+    assert all(case["error"] <= bound for case in found), found
+
+
+@pytest.mark.parametrize("ranks", SHARES)
+def test_bytes_are_those_of_the_plan(ranks: int) -> None:
+    found = cases(ranks, "table", "layouts", "adjoint", "traffic", "memory", "--names", *SHARES[ranks])["traffic"]
+    for case in found:
+        assert all(rank["sent"] == rank["planned"] > 0 for rank in case["ranks"]), case
+        highest = max(rank["live"] for rank in case["ranks"])
+        assert highest <= case["predicted"] <= 1.02 * highest, case
+
+
+@pytest.mark.parametrize(("ranks", "bound"), [(2, 0.60), (4, 0.35)])
+def test_a_rank_takes_its_share_of_memory(ranks: int, bound: float) -> None:
+    found = cases(ranks, "table", "layouts", "adjoint", "traffic", "memory", "--names", *SHARES[ranks])["memory"]
+    shares = {case["case"]: case["rank"] / case["alone"] for case in found}
+    assert all(share <= bound for share in shares.values()), shares
+
+
+def test_data_parallel_over_partitions_is_one_process() -> None:
+    found = cases(4, "replicas")["replicas"]
+    assert {case["case"] for case in found} == {"DDP", "FSDP2"}
+    assert all(case["error"] <= 1e-11 for case in found), found
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("exception", ["cannot be read", "(rank 1 of 2, forward of '", "rank 0 of 2 waited"]),
+        ("kill forward", ["rank 0 of 2 waited", "Look at the first error of the other ranks"]),
+        ("kill backward", ["rank 0 of 2", "Look at the first error of the other ranks"]),
+        ("sleep", ["could not agree on the step", "did not answer within 8 s"]),
+        ("shape", ["about to run another step than rank 0", "1x2x40x30"]),
+        ("dtype", ["about to run another step than rank 0", "float64"]),
+        ("layer", ["about to run another step than rank 0", "'3.weight': none on rank 0"]),
+        ("replicas", ["'0.weight' on rank 1 is not what it is on rank 0"]),
+    ],
+)
+def test_every_rank_ends_and_says_why(kind: str, said: list[str]) -> None:
+    done = torchrun(2, "failing", "--names", kind)
+    assert done.returncode != 0
+    for text in said:
+        assert text in done.stderr, done.stderr[-3000:]
+
+
+def test_division() -> None:
+    """Balanced by the map's own shape, in proportion to weights, empty where there are not enough pixels."""
+    assert Division((3,), ((1, 1, 1),)).boxes((10,)) == (((0, 3),), ((3, 7),), ((7, 10),))
+    assert Division((2,), ((1, 5),)).boxes((12,)) == (((0, 2),), ((2, 12),))
+    assert Division((4,), ((1,) * 4,)).boxes((2,)) == (((0, 1),), ((1, 1),), ((1, 2),), ((2, 2),))
+    assert Division((2, 2), ((1, 1), (1, 1))).boxes((4, 6))[1:3] == (((0, 2), (3, 6)), ((2, 4), (0, 3)))
+
+
+def test_without_a_process_group() -> None:
+    from streamingcnn import Partition
+
+    with pytest.raises(RuntimeError, match=r"run under torchrun and call torch\.distributed"):
+        Partition()
+
+
+def test_one_rank_is_no_partition(tmp_path: Path) -> None:
+    """And what cannot be: grids, weights and names that do not fit."""
+    from streamingcnn import Partition, StreamingModule
+
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/ranks", rank=0, world_size=1)
+    try:
+        partition = Partition(dims=("H",))
+        net = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 3))
+        assert StreamingModule(net, partition=partition).partition is None
+        for wrong, said in (
+            ({"dims": ("H", "W")}, "need grid="),
+            ({"grid": (2,)}, "product is 1"),
+            ({"weights": [(1, 2)]}, "so many positive numbers"),
+            ({"gather": "some"}, "'all' or 'none'"),
+            ({"timeout": 0}, "needed are seconds"),
+        ):
+            with pytest.raises(ValueError, match=said):
+                Partition(**wrong)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="spatial axes H, W"):
+            Partition(dims=("D",)).input_box((1, 1, 8, 8))
+        with pytest.raises(ValueError, match=r"Cut it with partition\.input_box"):
+            partition.part(torch.zeros(1, 1, 4, 8), (1, 1, 8, 8))
+    finally:
+        dist.destroy_process_group()
