@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
@@ -27,6 +28,9 @@ __all__ = ["Link", "Parcel", "PartitionError", "Pending"]
 AT_ONCE = 200
 #: From how many bytes on a tensor is summed over the ranks by itself.
 LARGE = 1 << 20
+
+
+_LINKS: WeakKeyDictionary[dist.ProcessGroup, dict[timedelta, Link]] = WeakKeyDictionary()
 
 
 class PartitionError(RuntimeError):
@@ -89,6 +93,14 @@ class Link:
         #: Bytes sent so far as pixels and as summands, and seconds spent waiting.
         self.sent, self.summed_bytes, self.waited = 0, 0, 0.0
         self._under_way: list[Pending] = []
+
+    @staticmethod
+    def to(group: dist.ProcessGroup, timeout: timedelta) -> Link:
+        """The link of a group: the same for all its partitions, as each has threads and connections of its own."""
+        links = _LINKS.setdefault(group, {})
+        if timeout not in links:
+            links[timeout] = Link(group, timeout)
+        return links[timeout]
 
     def start(self, what: str, sent: Sequence[Parcel], received: Sequence[Parcel]) -> Pending:
         """Send and receive; every rank calls this for the same map in the same order."""

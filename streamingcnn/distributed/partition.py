@@ -81,14 +81,8 @@ class Partition:
         self.dims, self.gather = (dims,) if isinstance(dims, (str, int)) else tuple(dims), gather
         self.grid = _grid(self.dims, grid, self.size)
         self.weights = _weights(self.grid, weights)
-        self._timeout = timedelta(seconds=timeout)
-        self._link: Link | None = Link(self.group, self._timeout)
-
-    @property
-    def link(self) -> Link:
-        """The connection to the other ranks."""
-        assert self._link is not None
-        return self._link
+        #: The connection to the other ranks.
+        self.link = Link.to(self.group, timedelta(seconds=timeout))
 
     def division(self, space: int) -> Division:
         """How maps of so many spatial axes are divided.
