@@ -34,6 +34,10 @@ class Alone:
         """The tiles that run here, each with the number of tiles it stands for."""
         return sharing.tiles(stage)
 
+    def late(self, stage: Stage, box: Box) -> bool:
+        """Whether a tile reads what others have to send; such tiles come last."""
+        return False
+
     def own(self, value: Value) -> Box:
         """The box of a map that is made here."""
         return full(value.extents)

@@ -63,7 +63,7 @@ class Member(Alone):
             own = self.own(stage.target)
             low = [start for start, _ in own]
             boxes = [shift(box, low) for box in tiled(sizes(own), stage.tile)] if volume(own) else []
-            boxes.sort(key=lambda box: not self._inside(stage, box))
+            boxes.sort(key=lambda box: self.late(stage, box))
             self._tiles[stage] = [(box, 1) for box in boxes]
         return self._tiles[stage]
 
@@ -71,8 +71,8 @@ class Member(Alone):
         """The box of a map that this rank owns."""
         return self.layout.owned[value.name][self.link.rank]
 
-    def _inside(self, stage: Stage, box: Box) -> bool:
-        return all(contains(self.own(value), read) for value, read in stage.program(box).reads)
+    def late(self, stage: Stage, box: Box) -> bool:
+        return not all(contains(self.own(value), read) for value, read in stage.program(box).reads)
 
     def input(self, value: Value, given: Any) -> Map:
         if not isinstance(given, Tensor) or tuple(given.shape) == value.shape:

@@ -1,10 +1,9 @@
 """Plans for several ranks: the same steps for all, within the budget of the rank that holds most.
 
-A plan of the whole image is looked for within a larger budget, and rehearsed as the rank with the largest parts would
-run it: its own tiles, its seams, its buffers for messages. The largest budget is taken whose rehearsal keeps to the
-rank's own.
+A plan of the whole image is looked for within a larger budget, and rehearsed as the ranks would run it: their own
+tiles, their seams, their buffers for messages. The largest budget is taken whose rehearsal keeps to the ranks' own.
 
-    rank's budget 4 GiB, 4 ranks      looked for within 16 GiB    rehearsed: 4.6 GiB
+    ranks' budget 4 GiB, 4 ranks      looked for within 16 GiB    rehearsed: 4.6 GiB
                                       within 4 GiB                rehearsed: 1.3 GiB
                                       within 8 GiB                rehearsed: 2.5 GiB
                                       within 11.3 GiB             rehearsed: 3.6 GiB, taken
@@ -12,7 +11,7 @@ rank's own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..boxes import Box, volume
+from ..boxes import Box, sizes, volume
 from ..graph import Graph
 from ..ops.rule import Value
 from ..plan.peak import exact_peak
@@ -68,19 +67,24 @@ class Ranks:
         """What each rank owns and holds."""
         return Layout(graph, steps, self.division, self.gather)
 
-    def member(self, graph: Graph, steps: Sequence[Stage | Globals]) -> Member:
-        """The rank that holds most, on tensors without numbers."""
+    def members(self, graph: Graph, steps: Sequence[Stage | Globals]) -> list[Member]:
+        """The ranks on tensors without numbers; one of those whose boxes have the same sizes and borders everywhere."""
         layout = self.layout(graph, steps)
-        held = [0] * len(self)
-        for name, boxes in layout.held.items():
-            value = graph.nodes[name].value
-            for rank, box in enumerate(boxes):
-                held[rank] += volume(box) * value.depth * value.dtype.itemsize
-        return _Rehearsing(layout, _Silent(held.index(max(held)), len(self)))
+        tables = [*layout.owned.items(), *layout.held.items(), *layout.pulled.items()]
+        unlike: dict[Hashable, int] = {}
+        for rank in range(len(self)):
+            boxes = [(boxes[rank], graph.nodes[name].value.extents) for name, boxes in tables]
+            unlike.setdefault(tuple((sizes(box), _borders(box, extents)) for box, extents in boxes), rank)
+        return [_Rehearsing(layout, _Silent(rank, len(self))) for rank in unlike.values()]
 
     def given(self, value: Value, member: Member) -> tuple[int, ...]:
         """The shape of what a rank is given of an input."""
         return value.shape_at(member.own(value)) if value.name in self.parts else value.shape
+
+
+def _borders(box: Box, extents: Sequence[int]) -> tuple[tuple[bool, bool], ...]:
+    """Which borders of its map a box touches: beyond them, tiles need nothing."""
+    return tuple((low == 0, high == extent) for (low, high), extent in zip(box, extents, strict=True))
 
 
 class _Silent(Link):
@@ -111,8 +115,13 @@ class _Rehearsing(Member):
         return sharing.tiles(stage)
 
     def merged(self, reduction: Reduction, state: State | None) -> State:
-        assert state is not None
+        if state is None:  # this rank has no tile; its state has the shape of any
+            empty = torch.empty(reduction.value.shape_at(self._largest(reduction.value)), device="meta")
+            state = reduction.partial(empty.to(reduction.value.dtype))
         return state
+
+    def _largest(self, value: Value) -> Box:
+        return max(self.layout.owned[value.name], key=volume)
 
 
 def plan_for_ranks(graph: Graph, memory: int, ranks: Ranks, image_tile: Sequence[int] | None = None) -> Steps:

@@ -52,6 +52,7 @@ from ..stream import Job, StreamFunction
 from .stages import Globals, Stage
 
 if TYPE_CHECKING:
+    from ..distributed.member import Member
     from ..distributed.planning import Ranks
 
 #: A tile whose values take less than this share of the largest tile's cannot be the highest: the copies that padding
@@ -92,16 +93,19 @@ class Representative:
 
 
 def rehearse(
-    graph: Graph, steps: list[Stage | Globals], sharing: Sharing | None = None, ranks: Ranks | None = None
+    graph: Graph,
+    steps: list[Stage | Globals],
+    sharing: Sharing | None = None,
+    ranks: Ranks | None = None,
+    member: Member | None = None,
 ) -> Moment:
     """The highest moment of a step: forward and backward, or forward alone where nothing needs a gradient.
 
     Which gradients are wanted was seen at capture (``graph.trained``). ``sharing`` says which tiles run and which pages
     maps have, and which inputs are read from a source; None: all tiles, and none. Of several ``ranks`` it is the
-    step of the one that holds most.
+    step of one ``member``.
     """
     sharing = Sharing() if sharing is None else sharing
-    member = None if ranks is None else ranks.member(graph, steps)
     tensors: dict[Value, Tensor] = {}
     fixed: dict[str, Any] = {}
     changed = {name for name, _ in graph.mutations}
@@ -341,7 +345,8 @@ class _RehearsedRunner(Runner):
     def _few_boxes(self, stage: Stage) -> Iterator[Box]:
         if stage not in self.representatives:
             keep = stage.way == "keep" and self.recording and self._trains(stage)
-            self.representatives[stage] = representatives(stage, keep, self.owner.own(stage.target))
+            found = representatives(stage, keep, self.owner.own(stage.target))
+            self.representatives[stage] = sorted(found, key=lambda one: self.owner.late(stage, one.box))
             if keep:
                 yield from self._kept_boxes(stage)
                 return
