@@ -173,7 +173,8 @@ class StreamingModule(nn.Module):
         self.module._load_from_state_dict(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, **{cache: OrderedDict() for cache in ("_graphs", "_plans", "_runners")}}
+        empty = {cache: OrderedDict[Any, Any]() for cache in ("_graphs", "_plans", "_runners")}
+        return {**self.__dict__, **empty, "last_run": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]

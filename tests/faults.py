@@ -139,7 +139,7 @@ def _await_write(out: Path, process: Any) -> None:
     end = time.monotonic() + PATIENCE
     folder = out / "checkpoints"
     while time.monotonic() < end and process.is_alive():
-        if folder.exists() and any(name.endswith(".partial") for name in os.listdir(folder)):
+        if folder.exists() and any(name.endswith(f".{process.pid}.partial") for name in os.listdir(folder)):
             return
         time.sleep(0.0005)
 

@@ -8,6 +8,7 @@ import warnings
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._inductor.utils import fresh_cache
 
 from streamingcnn import StreamingModule
 
@@ -51,10 +52,9 @@ def test_compiled_tiles_are_exact() -> None:
 
 def test_without_a_compiler_tiles_run_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
-    monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
     net, x = network(), torch.randn(1, 2, 60, 60, dtype=torch.float64)
     streamed = StreamingModule(net, tile=15, stored=[], compile=True)
-    with pytest.warns(UserWarning, match="torch.compile does not work here, so tiles run uncompiled"):
+    with fresh_cache(), pytest.warns(UserWarning, match="torch.compile does not work here, so tiles run uncompiled"):
         got = step(streamed, x)
     for one, other in zip(step(net, x), got, strict=True):
         assert (one - other).norm() <= 1e-12 * one.norm()

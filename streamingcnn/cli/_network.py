@@ -51,7 +51,7 @@ def keyword(text: str) -> tuple[str, Any]:
     """A KEY=VALUE, for argparse; the value is a Python literal, else a text.
 
     >>> keyword("num_classes=2"), keyword("norm=group")
-    (("num_classes", 2), ("norm", "group"))
+    (('num_classes', 2), ('norm', 'group'))
     """
     key, equals, value = text.partition("=")
     if not equals or not key.isidentifier():

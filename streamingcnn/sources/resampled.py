@@ -129,7 +129,7 @@ def _windows(
 
     >>> index, weights = _windows((0, 2), 2.5, 5)
     >>> index.tolist(), weights.tolist()
-    ([[0, 1, 2], [2, 3, 4]], [[0.4, 0.4, 0.2], [0.2, 0.4, 0.4]])
+    ([[0, 1, 2, 3], [2, 3, 4, 4]], [[0.4, 0.4, 0.2, 0.0], [0.2, 0.4, 0.4, 0.0]])
     """
     low = np.arange(*interval, dtype=np.float64) * factor
     high = np.minimum(low + factor, extent)
