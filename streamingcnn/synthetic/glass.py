@@ -11,14 +11,13 @@ with 3 % of tissue is nine pieces of 4352 pixels::
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import ceil, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
 
-from streamingcnn.synthetic.slides import TILE, Slide, make_slide
+from streamingcnn.synthetic.slides import TILE, Slide, Tiled, make_slide
 
 __all__ = ["OnGlass", "make_large_slide"]
 
@@ -29,7 +28,7 @@ _FILLED = 0.75
 
 
 @dataclass(frozen=True)
-class OnGlass:
+class OnGlass(Tiled):
     """Pieces of tissue on glass; :meth:`tiles` renders them.
 
     Example::
@@ -45,18 +44,6 @@ class OnGlass:
     size: tuple[int, int]
     pieces: tuple[tuple[Slide, tuple[int, int]], ...]
     seed: int
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of tiles."""
-        return self.size[0] // TILE, self.size[1] // TILE
-
-    def tiles(self) -> Iterator[NDArray[np.uint8]]:
-        """Every tile, row after row."""
-        rows, columns = self.grid
-        for row in range(rows):
-            for column in range(columns):
-                yield self.tile(row, column)
 
     def tile(self, row: int, column: int) -> NDArray[np.uint8]:
         """One tile of pixels, (256, 256, 3)."""

@@ -88,8 +88,30 @@ class Waves:
         return np.asarray(wave.sum(1) * math.sqrt(2 / len(self.phase)))
 
 
+class Tiled:
+    """An image that is rendered tile by tile."""
+
+    size: tuple[int, int]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of tiles."""
+        return self.size[0] // TILE, self.size[1] // TILE
+
+    def tiles(self) -> Iterator[NDArray[np.uint8]]:
+        """Every tile, row after row."""
+        rows, columns = self.grid
+        for row in range(rows):
+            for column in range(columns):
+                yield self.tile(row, column)
+
+    def tile(self, row: int, column: int) -> NDArray[np.uint8]:
+        """One tile of pixels, (256, 256, 3)."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class Slide:
+class Slide(Tiled):
     """The record of one synthetic slide; :meth:`tile` and :meth:`pixels` render it.
 
     Example::
@@ -118,18 +140,6 @@ class Slide:
     stains: Floats = field(repr=False)
     eosin_strength: float
     white: Floats = field(repr=False)
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of tiles."""
-        return self.size[0] // TILE, self.size[1] // TILE
-
-    def tiles(self) -> Iterator[NDArray[np.uint8]]:
-        """Every tile, row after row."""
-        rows, columns = self.grid
-        for row in range(rows):
-            for column in range(columns):
-                yield self.tile(row, column)
 
     def tile(self, row: int, column: int) -> NDArray[np.uint8]:
         """One tile of pixels, (256, 256, 3)."""
