@@ -107,8 +107,8 @@ class AttentionHead(Head):
 
     >>> head = AttentionHead(64, 1)
     >>> weights = head.where()(torch.randn(1, 64, 9, 7))
-    >>> weights.shape, weights.sum().item()
-    (torch.Size([1, 1, 9, 7]), 1.0...)
+    >>> weights.shape, round(weights.sum().item(), 5)
+    (torch.Size([1, 1, 9, 7]), 1.0)
 
     A position's weight is ``softmax(w . (tanh(V x) * sigmoid(U x)))`` over all positions (Ilse et al. 2018, as
     in CLAM's single branch). ``hidden`` is the size of V x and U x.
