@@ -82,11 +82,11 @@ def totals(plan: Plan) -> list[str]:
 def format_seconds(seconds: float) -> str:
     """Seconds as a person reads them.
 
-    >>> format_seconds(0.0123), format_seconds(4.56), format_seconds(95), format_seconds(5000)
-    ('12 ms', '4.6 s', '1 min 35 s', '1 h 23 min')
+    >>> format_seconds(0.0123), format_seconds(0.963), format_seconds(4.56), format_seconds(95), format_seconds(5000)
+    ('12 ms', '960 ms', '4.6 s', '1 min 35 s', '1 h 23 min')
     """
-    if seconds < 1:
-        return f"{seconds * 1000:.2g} ms"
+    if seconds < 0.995:
+        return f"{float(f'{seconds * 1000:.2g}'):g} ms"
     if seconds < 59.95:
         return f"{seconds:.1f} s"
     if seconds < 3599.5:

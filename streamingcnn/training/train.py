@@ -281,7 +281,7 @@ def _foresee(
             say(f"  with constant parts shared: {run}")
         epoch = plan.seconds * share / training.ranks.count
         say(
-            f"{training.effective_batch} slides to a step, {training.steps} steps to an epoch, predicted at most "
+            f"{training.effective_batch} slides to a step, {training.steps} steps to an epoch, predicted about "
             f"{format_seconds(epoch)} for one; {settings.epochs} epochs"
         )
         return
