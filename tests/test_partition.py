@@ -109,6 +109,7 @@ def test_data_parallel_over_partitions_is_one_process() -> None:
         ("kill backward", ["rank 0 of 2", "Look at the first error of the other ranks"]),
         ("sleep", ["could not agree on the step", "did not answer within 8 s"]),
         ("shape", ["about to run another step than rank 0", "1x2x40x30"]),
+        ("dtype", ["about to run another step than rank 0", "float64"]),
         ("layer", ["about to run another step than rank 0", "'3.weight': none on rank 0"]),
         ("replicas", ["'0.weight' on rank 1 is not what it is on rank 0"]),
     ],
