@@ -56,6 +56,16 @@ WHOLE = {
 }  # fmt: skip
 
 
+def _batch_norm_on_copies(*arguments: Any) -> Any:
+    """A batch norm that trains keeps the statistics that it is given for its gradient, and they are then updated."""
+    copies = (each.clone() if isinstance(each, Tensor) else each for each in arguments[3:5])
+    return aten._native_batch_norm_legit_functional(*arguments[:3], *copies, *arguments[5:])
+
+
+#: What stands for an operation where it runs plainly.
+RUN_AS = {aten._native_batch_norm_legit_functional.default: _batch_norm_on_copies}
+
+
 def space_of(tensor: Tensor) -> int:
     """How many spatial axes an image has: it is (batch, channels, *space)."""
     if tensor.dim() < 3 or tensor.dim() > 5:
@@ -203,7 +213,7 @@ class _Lowering:
         if not any(value.spatial for value in values_in(given)):
             if isinstance(node.target, torch._ops.HigherOrderOperator):
                 self.builder.refuse(_unknown(call))
-            return self.builder.plain(call, call.target, positional, keywords)
+            return self.builder.plain(call, RUN_AS.get(call.target, call.target), positional, keywords)
         lowering = lowering_of(call.target)
         if lowering is not None:
             lowered = lowering(self.builder, call)
@@ -237,7 +247,7 @@ class _Lowering:
             self.builder.refuse(problem)
             return problem
         axes = call.spatial[0].axes if same else None
-        return self.builder.plain(call, call.target, positional, keywords, axes)
+        return self.builder.plain(call, RUN_AS.get(call.target, call.target), positional, keywords, axes)
 
 
 def _unknown(call: Call) -> Problem:

@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from .errors import Problem, UnsupportedModuleError
+from .functional import made_functional
 
 aten = torch.ops.aten
 
@@ -58,9 +59,13 @@ def exported(module: nn.Module, leaves: list[Any], spec: pytree.TreeSpec) -> Ite
             if watch.problems:
                 raise UnsupportedModuleError(problems + watch.problems) from error
             raise _explained(error, image) from error
-        _mark_no_grad_regions(program.graph_module)
-        _dropout_out_of_place(program.graph_module)
-        yield program.run_decompositions({}), problems + watch.problems
+        _without_idle_dropout(program.graph)
+        # Autocast's casts come with torch's tracing.
+        if torch.is_autocast_enabled(device_of(image, module).type) or not made_functional(program):
+            _mark_no_grad_regions(program.graph_module)
+            _dropout_out_of_place(program.graph_module)
+            program = program.run_decompositions({})
+        yield program, problems + watch.problems
 
 
 @torch.library.custom_op("streamingcnn::no_gradient", mutates_args=())
@@ -92,6 +97,20 @@ def _mark_no_grad_regions(graph_module: torch.fx.GraphModule) -> None:
             marker.meta = dict(item.meta)
             item.replace_all_uses_with(marker, delete_user_cb=lambda user, m=marker: user is not m)
     graph_module.recompile()
+
+
+#: They give back their input itself where they drop nothing, and export takes that for a tensor of its own.
+DROPOUTS = {
+    aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default, aten.feature_alpha_dropout.default
+}  # fmt: skip
+
+
+def _without_idle_dropout(graph: torch.fx.Graph) -> None:
+    """Names for the input of a dropout that drops nothing become the input, so that writes to either reach both."""
+    for node in list(graph.nodes):
+        if node.target in DROPOUTS and (not node.args[2] or node.args[1] == 0):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
 
 
 def _dropout_out_of_place(graph_module: torch.fx.GraphModule) -> None:

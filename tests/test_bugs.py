@@ -27,6 +27,7 @@ from streamingcnn.plan.search import BudgetError
 from streamingcnn.plan.stages import Stage, build_steps
 from streamingcnn.plan.times import BUILT_IN, Rate
 from streamingcnn.sources import ReadError
+from tests.blocks import Net
 
 
 def test_wrapping_leaves_a_spectral_norm_where_it_is() -> None:
@@ -177,3 +178,24 @@ def test_a_damaged_region_does_not_spoil_the_boxes_read_beside_it(tmp_path: Path
 
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(read, [good, bad, good, good] * 20))
+
+
+def test_a_batch_norm_over_vectors_trains_inside_the_module() -> None:
+    """It kept the running statistics for its gradient, and they were updated in place before the backward pass."""
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(4), nn.Linear(4, 2)]
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), *head).double()
+    x = torch.randn(3, 3, 19, 16, dtype=torch.float64)
+    assert max(row.error for row in compare(copy.deepcopy(module), StreamingModule(module, tile=6), x)) <= 1e-10
+
+
+def test_a_write_behind_an_idle_dropout_reaches_its_input() -> None:
+    """A dropout that drops nothing returns its input itself; export took the result for another tensor."""
+
+    def forward(net: Net, x: Tensor) -> Tensor:
+        y = net.conv(x)
+        torch.relu_(torch.nn.functional.dropout(y, training=False))
+        return y
+
+    module = Net(forward, conv=nn.Conv2d(3, 4, 3)).double()
+    x = torch.randn(3, 3, 19, 16, dtype=torch.float64)
+    assert max(row.error for row in compare(copy.deepcopy(module), StreamingModule(module, tile=6), x)) <= 1e-10
