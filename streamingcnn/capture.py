@@ -183,11 +183,21 @@ class _Lowering:
             elif spec.kind is OutputKind.USER_OUTPUT:
                 if isinstance(result, Problem):
                     self.builder.refuse(result)
-                results.append(result)
+                results.append(self._made(result, made))
             else:
                 problem = Problem("", str(spec.kind), f"forward writes to '{spec.target}'", "return it instead")
                 self.builder.refuse(problem)
         return tuple(results)
+
+    def _made(self, result: Any, node: Any) -> Any:
+        """The result of a network that computes nothing, as a copy of its input: a step has at least one stage."""
+        nodes = self.builder.nodes
+        if not isinstance(result, Value) or any(not isinstance(each, Given) for each in nodes.values()):
+            return result
+        call = Call(aten.alias.default, {"self": result}, result.shape, result.dtype, "", node.name)
+        if result.spatial:
+            return pointwise.apply_in_place(self.builder, call)
+        return self.builder.plain(call, call.target, (result,))
 
     def _call(self, node: torch.fx.Node) -> Any:
         layer = _layer_of(node)

@@ -199,3 +199,28 @@ def test_a_write_behind_an_idle_dropout_reaches_its_input() -> None:
     module = Net(forward, conv=nn.Conv2d(3, 4, 3)).double()
     x = torch.randn(3, 3, 19, 16, dtype=torch.float64)
     assert max(row.error for row in compare(copy.deepcopy(module), StreamingModule(module, tile=6), x)) <= 1e-10
+
+
+def test_linear_sampling_by_a_factor_that_leaves_the_size() -> None:
+    """ATen leaves an axis alone whose size stays (2 x 1.3 is 2), and we moved its pixels by the factor."""
+
+    def forward(net: Net, x: Tensor) -> Tensor:
+        return F.interpolate(net.conv(x), scale_factor=1.3, mode="bilinear")
+
+    module = Net(forward, conv=nn.Conv2d(3, 4, 3)).double()
+    x = torch.randn(2, 3, 4, 16, dtype=torch.float64)
+    assert max(row.error for row in compare(copy.deepcopy(module), StreamingModule(module, tile=4), x)) <= 1e-10
+
+
+def test_a_network_that_returns_its_input() -> None:
+    """Without a layer that computes there was no stage, and the runner asked for the first one."""
+    for module in (nn.Identity(), nn.Sequential(nn.Dropout(0.0))):
+        rows = compare(copy.deepcopy(module), StreamingModule(module, tile=4), torch.randn(1, 3, 9, 7))
+        assert [row.error for row in rows] == [0.0, 0.0]
+
+
+def test_a_dilated_max_pool_whose_last_window_hangs_over() -> None:
+    """A tile's padding on both sides was given to torch as its own, which may be more than torch takes."""
+    module = nn.Sequential(nn.MaxPool2d(2, 3, 1, 2), nn.MaxPool2d(3, 3, 1, 2, ceil_mode=True))
+    x = torch.randn(1, 1, 13, 7, dtype=torch.float64)
+    assert max(row.error for row in compare(copy.deepcopy(module), StreamingModule(module, tile=7), x)) <= 1e-10

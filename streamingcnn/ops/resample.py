@@ -193,9 +193,11 @@ def _interpolation(mode: str) -> Callable[[GraphBuilder, Call], Lowered]:
         axes = [
             Sampling(mode, e, r, s, align, x.dtype) for e, r, s in zip(x.extents, result, _scales(call, x), strict=True)
         ]
+        # Linear sampling leaves an axis that keeps its size alone, whatever the factor; on a GPU only if all do.
+        alone = mode == "linear" and (graph.device.type == "cpu" or x.extents == tuple(result))
         maps: tuple[AxisMap, ...] = tuple(
             Same()
-            if a.extent == a.result and a.mode != "cubic" and float(a.ratio) == 1.0
+            if a.extent == a.result and a.mode != "cubic" and (alone or float(a.ratio) == 1.0)
             else Looked(a.sources, a.related)
             for a in axes
         )

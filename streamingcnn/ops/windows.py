@@ -238,7 +238,8 @@ def max_pool(graph: GraphBuilder, call: Call) -> Lowered:
         tensor = tile.inputs[0]
         assert tensor is not None  # torch allows padding of at most half the kernel: a window always sees a pixel
         pads = missing(tile, windows)
-        common = [min(low, high) for low, high in pads]
+        # Torch takes no more padding by itself than it took for the whole map.
+        common = [min(low, high, w.pad) for (low, high), w in zip(pads, windows, strict=True)]
         rest = [(lo - c, hi - c) for (lo, hi), c in zip(pads, common, strict=True)]
         return pool(pad_by(tensor, rest, -torch.inf), kernel, stride, common, dilation)
 

@@ -1,0 +1,55 @@
+"""Plain against streamed, by two plans of one example."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+
+from streamingcnn import StreamingModule
+from streamingcnn.comparison import Row, rows_of, run_step, same_noise
+from streamingcnn.plan.search import BudgetError
+from tests.fuzz.networks import Example
+
+BOUND = 1e-10
+
+
+def judged(case: Example) -> tuple[StreamingModule, list[tuple[Row, float]]]:
+    """The streamed network, and every tensor of both plans' steps with how far it is from plain's."""
+    first = StreamingModule(copy.deepcopy(case.net), tile=case.tile)
+    steps = [run_step(first, case.image)]
+    second = _other(case)
+    # One capture serves both; it takes longer than the steps.
+    second._graphs.update(first._graphs)
+    steps.append(run_step(second, case.image))
+    reference = run_step(copy.deepcopy(case.net), case.image, noise=same_noise(first))
+    rows = [row for step in steps for row in rows_of(step, reference)]
+    return first, [(row, _error(row, rows, case)) for row in rows]
+
+
+def _other(case: Example) -> StreamingModule:
+    """The second plan: other tiles, or the smallest that the planner finds."""
+    net = copy.deepcopy(case.net)
+    if not isinstance(case.other, str):
+        return StreamingModule(net, tile=case.other)
+    streamed = StreamingModule(net, memory=1)
+    try:
+        streamed.plan(case.image.clone().requires_grad_())
+    except BudgetError as error:
+        streamed = StreamingModule(net, memory=error.smallest)
+    return streamed
+
+
+def _error(row: Row, rows: list[Row], case: Example) -> float:
+    """The project's error; with normalisations, of the largest gradient where the tensor's own is small.
+
+    A parameter in front of a normalisation has a gradient that cancels but for eps, and what is left is rounding, in
+    plain PyTorch too: 1.1e-10 of itself was seen behind one of them, and more behind two.
+    """
+    if not case.norms:
+        return row.error
+    scale = max((each.norm for each in rows if each.kind.endswith("gradient")), default=0.0)
+    parameters = max((each.norm for each in rows if each.kind == "parameter gradient"), default=0.0)
+    difference = row.error * max(row.norm, 1e-6 * parameters)
+    floor = 1e-2 * scale if case.norms == 1 else scale
+    return difference / max(row.norm, floor, torch.finfo(torch.float64).tiny)
