@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 # torch's own threads and pytest's processes would fight for the same cores.
 WORKERS ?= 2
 
-.PHONY: demo test faults benchmarks lint types format clean
+.PHONY: demo test faults fuzz benchmarks lint types format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/streamingcnn demo $(ARGS)
@@ -19,6 +19,10 @@ test: $(VENV)/.test
 # 200 kills of a training at random moments; make faults ARGS="--kills 20" for a shorter look.
 faults: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -c "import sys; from tests.faults import run; sys.exit(run())" $(ARGS)
+
+# 10,000 random networks, streamed against plain (an hour on two cores); make fuzz ARGS="--graphs 500" for fewer.
+fuzz: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz $(ARGS)
 
 benchmarks: $(VENV)/.test
 	$(BIN)/python -m pytest benchmarks $(ARGS)

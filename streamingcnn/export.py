@@ -12,6 +12,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from threading import RLock, get_ident
 from typing import Any
 
 import torch
@@ -25,6 +26,9 @@ from .errors import Problem, UnsupportedModuleError
 from .functional import made_functional
 
 aten = torch.ops.aten
+
+#: One thread captures at a time; a module inside a module's forward is captured by the same thread.
+CAPTURING = RLock()
 
 
 @contextlib.contextmanager
@@ -50,7 +54,8 @@ def exported(module: nn.Module, leaves: list[Any], spec: pytree.TreeSpec) -> Ite
             for leaf in leaves
         ]
     args, kwargs = pytree.tree_unflatten(fakes, spec)
-    with _quiet(), _unchanged(module), watch.active(), _CountedAxes():
+    # Capture changes what all threads share: warnings, loggers, autograd.Function, the module.
+    with CAPTURING, _quiet(), _unchanged(module), watch.active(), _CountedAxes():
         try:
             program = torch.export.export(module, args, kwargs, strict=False)
         except UnsupportedModuleError:
@@ -162,10 +167,11 @@ class _Watch:
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
         original = torch.autograd.Function.__dict__["apply"]
-        watch = self
+        watch, thread = self, get_ident()
 
         def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
-            if not cls.__module__.startswith(INTERNAL) and not cls.__name__.startswith("GeneratedBackwardFor"):
+            ours = cls.__module__.startswith(INTERNAL) or cls.__name__.startswith("GeneratedBackwardFor")
+            if get_ident() == thread and not ours:  # other threads train meanwhile
                 watch.report(cls)
             return original.__get__(None, cls)(*args, **kwargs)
 

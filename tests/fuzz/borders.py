@@ -1,4 +1,4 @@
-"""The cases at the border of a map that a layer meets, by name."""
+"""The cases at the border of a map that a layer meets, by name; those of tiles and graphs are in networks.py."""
 
 from __future__ import annotations
 
@@ -8,7 +8,17 @@ from typing import Any
 from torch import nn
 
 #: Every case that a layer can meet; those of tiles and graphs are in networks.py.
-WINDOWS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
+WINDOWS = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.MaxPool1d,
+    nn.MaxPool2d,
+    nn.MaxPool3d,
+    nn.AvgPool1d,
+    nn.AvgPool2d,
+    nn.AvgPool3d,
+)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -57,9 +67,10 @@ def _windows(layer: Any, before: Sequence[int], after: Sequence[int]) -> dict[st
     reach = tuple((k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True))
     padding = tuple((r - 1) // 2 for r in reach) if same else per_axis(layer.padding)
     axes = list(zip(before, after, kernel, stride, dilation, padding, reach, strict=True))
+    ends = [((m - 1) * s + r, n, p) for n, m, _, s, _, p, r in axes]
     return {
-        "window: pixels that nothing reads behind the last": any((m - 1) * s + r < n + p for n, m, _, s, _, p, r in axes),
-        "window: over the far border (ceil_mode)": any((m - 1) * s + r > n + 2 * p for n, m, _, s, _, p, r in axes) and not same,
+        "window: pixels that nothing reads behind the last": any(end < n + p for end, n, p in ends),
+        "window: over the far border (ceil_mode)": not same and any(end > n + 2 * p for end, n, p in ends),
         "window: stride over the kernel": any(s > r for *_, s, _, _, r in axes),
         "window: even kernel": any(k % 2 == 0 for _, _, k, *_ in axes),
         "window: dilated": any(d > 1 and k > 1 for _, _, k, _, d, *_ in axes),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from itertools import product
+from itertools import pairwise, product
 
 from streamingcnn.graph import Graph, Local, Reduced, uses
 from tests.fuzz.networks import Example
@@ -58,7 +58,7 @@ class Counts:
             before = [graph.nodes[value.name] for value in uses(node)]
             chain = [rule, "frozen_norm"] if isinstance(node, Local) and node.parts and rule != "pointwise" else [rule]
             self.rules.update(chain)
-            self.pairs.update(zip(chain, chain[1:], strict=False))
+            self.pairs.update(pairwise(chain))
             self.pairs.update((self._last(each), rule) for each in before if isinstance(each, Local))
 
     @staticmethod
@@ -77,7 +77,11 @@ class Counts:
         """What occurred too rarely: rules and borders below `least`, and pairs that never did."""
         few = [f"{name}: {self.rules[name]}" for name in sorted(ALL) if self.rules[name] < least]
         few += [f"{name}: {count}" for name, count in sorted(self.borders.items()) if count < least]
-        return few + [f"{a} before {b}: never" for a, b in product(sorted(ALL), repeat=2) if possible(a, b) and not self.pairs[a, b]]
+        return few + [
+            f"{a} before {b}: never"
+            for a, b in product(sorted(ALL), repeat=2)
+            if possible(a, b) and not self.pairs[a, b]
+        ]
 
     def __str__(self) -> str:
         rows = ["rules"] + [f"{count:7d}  {name}" for name, count in self.rules.most_common()]

@@ -15,7 +15,10 @@ from tests.fuzz.draw import Draw, chance
 CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 MAX, AVG = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d), (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
-BATCH, INSTANCE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+BATCH, INSTANCE = (
+    (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),
+    (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+)
 MODES = ("zeros", "reflect", "replicate", "circular")
 
 
@@ -35,6 +38,11 @@ class Function(nn.Module):
         return self.said
 
 
+def filters(draw: Draw, groups: int) -> int:
+    """A number of channels that the groups divide; often four, which a pixel shuffle needs."""
+    return draw.one_of([n for n in (1, 2, 3, 4, 4, 4, 6, 8) if n % groups == 0] or [groups])
+
+
 def conv(draw: Draw, space: int, channels: int) -> nn.Module:
     kernel = tuple(draw.integer(1, 4) for _ in range(space))
     stride = tuple(draw.integer(1, 3) for _ in range(space))
@@ -43,7 +51,7 @@ def conv(draw: Draw, space: int, channels: int) -> nn.Module:
     if mode == "same":
         padding, stride, mode = "same", (1,) * space, draw.one_of(MODES)
     groups = draw.one_of([g for g in range(1, channels + 1) if channels % g == 0])
-    out = groups * draw.integer(1, max(1, 6 // groups))
+    out = filters(draw, groups)
     dilation = tuple(draw.integer(1, 2) for _ in range(space))
     bias = not chance(draw, 3)
     return CONV[space - 1](
@@ -58,7 +66,7 @@ def conv_transpose(draw: Draw, space: int, channels: int) -> nn.Module:
     padding = tuple(draw.integer(0, k - 1) for k in kernel)
     extra = tuple(draw.integer(0, max(s, dilation) - 1) for s in stride)
     groups = draw.one_of([1, channels])
-    out = groups * draw.integer(1, max(1, 6 // groups))
+    out = filters(draw, groups)
     return TRANSPOSED[space - 1](channels, out, kernel, stride, padding, extra, groups=groups, dilation=dilation)
 
 
@@ -110,8 +118,8 @@ def pad(draw: Draw, space: int, channels: int) -> nn.Module:
 
 
 ACTIVATIONS: tuple[Callable[[Tensor], Tensor], ...] = (
-    F.silu, F.gelu, torch.tanh, torch.sigmoid, F.softplus, F.elu, lambda x: x * 0.5 + 1, lambda x: F.relu(x, inplace=False),
-    lambda x: x.clamp(-1, 1), torch.sin,
+    F.silu, F.gelu, torch.tanh, torch.sigmoid, F.softplus, F.elu, F.relu, torch.sin,
+    lambda x: x * 0.5 + 1, lambda x: x.clamp(-1, 1),
 )  # fmt: skip
 
 
@@ -123,7 +131,9 @@ def pointwise(draw: Draw, space: int, channels: int) -> nn.Module:
 def written(draw: Draw, space: int, channels: int) -> nn.Module:
     """Activations in place, on a value of their own."""
     k = draw.integer(0, 2)
-    return Function(lambda _, x: (x * 1.5).add_(0.1) if k == 0 else F.relu(x + 0.1, True) if k == 1 else (x - 1).tanh_())
+    return Function(
+        lambda _, x: (x * 1.5).add_(0.1) if k == 0 else F.relu(x + 0.1, True) if k == 1 else (x - 1).tanh_()
+    )
 
 
 def prelu(draw: Draw, space: int, channels: int) -> nn.Module:
@@ -135,7 +145,11 @@ def channels_last(draw: Draw, space: int, channels: int) -> nn.Module:
     parts: list[nn.Module] = []
     for _ in range(draw.integer(1, 3)):
         kind = draw.one_of(("linear", "layer_norm", "act"))
-        width = channels if not parts else next((p.out_features for p in reversed(parts) if isinstance(p, nn.Linear)), channels)
+        width = (
+            channels
+            if not parts
+            else next((p.out_features for p in reversed(parts) if isinstance(p, nn.Linear)), channels)
+        )
         if kind == "linear":
             parts.append(nn.Linear(width, draw.integer(1, 6)))
         else:
@@ -238,18 +252,27 @@ LAYERS: dict[str, Build] = {
     "linear_sampling": interpolate(("linear", "bilinear", "trilinear")), "pad": pad, "pointwise": pointwise,
     "written": written, "prelu": prelu, "channels_last": channels_last, "batch_norm": batch_norm,
     "frozen_norm": frozen_norm, "instance_norm": instance_norm, "group_norm": group_norm, "dropout": dropout,
-    "softmax": softmax, "squeeze_excite": squeeze_excite, "some_channels": some_channels, "halves": halves, "crop": crop,
-    "together": together, "cat": cat,
+    "softmax": softmax, "squeeze_excite": squeeze_excite, "some_channels": some_channels, "halves": halves,
+    "crop": crop, "together": together, "cat": cat,
+    "cubic_sampling": interpolate(("", "bicubic", "")), "pixel_shuffle": shuffle, "pixel_unshuffle": unshuffle,
 }  # fmt: skip
 
 #: What there is for images only.
-FLAT: dict[str, Build] = {
-    "cubic_sampling": interpolate(("", "bicubic", "")), "pixel_shuffle": shuffle, "pixel_unshuffle": unshuffle
+FLAT = ("cubic_sampling", "pixel_shuffle", "pixel_unshuffle")
+#: What is drawn more often than once: it has many cases, or often does not fit.
+OFTEN = {
+    "conv": 4, "pad": 3, "max_pool": 2, "avg_pool": 2, "conv_transpose": 2, "channels_last": 2, "pixel_shuffle": 3,
+    "pixel_unshuffle": 3,
 }  # fmt: skip
 
 NORMS = ("batch_norm", "instance_norm", "group_norm")
 #: Kinds that join two maps.
 JOINS = ("together", "cat")
+
+
+def kinds(space: int) -> list[str]:
+    """The names of the layers to draw from."""
+    return [name for name in LAYERS for _ in range(OFTEN.get(name, 1)) if space == 2 or name not in FLAT]
 
 
 def fits(kind: str, channels: int, sizes: tuple[int, ...]) -> bool:

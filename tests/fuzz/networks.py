@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tests.fuzz.borders import borders
 from tests.fuzz.draw import Draw, chance
-from tests.fuzz.layers import FLAT, JOINS, LAYERS, NORMS, fits
+from tests.fuzz.layers import JOINS, LAYERS, NORMS, fits, kinds
 
 #: Pixels along an axis of the image, by number of axes.
 SIZES = {1: (9, 40), 2: (9, 30), 3: (7, 12)}
@@ -47,8 +47,10 @@ class Example:
     borders: set[str] = field(default_factory=set)
 
     def __str__(self) -> str:
-        wires = [f"{k}: {kind} of {reads}" for k, (kind, reads) in enumerate(zip(self.kinds, self.net.reads, strict=True), 1)]
-        return f"{self.net} with {wires}, results {self.net.results}, image {tuple(self.image.shape)}, tiles {self.tile} and {self.other}"
+        layers = enumerate(zip(self.kinds, self.net.reads, strict=False), 1)
+        wires = ", ".join(f"{k}: {kind} of {reads}" for k, (kind, reads) in layers)
+        how = f"results {self.net.results}, image {tuple(self.image.shape)}, tiles {self.tile} and {self.other}"
+        return f"{self.net}\n{wires}\n{how}"
 
 
 def example(draw: Draw) -> Example:
@@ -59,11 +61,11 @@ def example(draw: Draw) -> Example:
     image = torch.randn(draw.integer(1, 2), draw.integer(1, 4), *sizes, dtype=torch.float64)
     if space == 2 and chance(draw, 4):
         image = image.to(memory_format=torch.channels_last)
-    kinds = list(LAYERS) + (list(FLAT) if space == 2 else [])
+    names = kinds(space)
     maps, layers, reads, chosen = [image], list[nn.Module](), list[tuple[int, ...]](), list[str]()
     seen: set[str] = set()
-    for _ in range(draw.integer(1, 6)):
-        kind = draw.one_of(kinds)
+    for _ in range(draw.integer(1, 8)):
+        kind = draw.one_of(names)
         read = [len(maps) - 1 if not chance(draw, 4) else draw.integer(0, len(maps) - 1)]
         if kind in JOINS:
             read.append(draw.integer(0, len(maps) - 1))
@@ -72,7 +74,7 @@ def example(draw: Draw) -> Example:
             continue
         if kind == "together" and x.shape[1] != maps[read[1]].shape[1]:
             read[1] = read[0]
-        layer = {**LAYERS, **FLAT}[kind](draw, space, x.shape[1]).double()
+        layer = LAYERS[kind](draw, space, x.shape[1]).double()
         made = _run(layer, [maps[k] for k in read])
         if made is None:
             continue
@@ -99,7 +101,9 @@ def example(draw: Draw) -> Example:
         if parameters:
             parameters[draw.integer(0, len(parameters) - 1)].requires_grad_(False)
             seen.add("a frozen parameter")
-    return Example(net, chosen, image, tile, other, sum(kind in NORMS for kind in chosen), seen | _of_tiles(tile, sizes, image))
+    return Example(
+        net, chosen, image, tile, other, sum(kind in NORMS for kind in chosen), seen | _of_tiles(tile, sizes, image)
+    )
 
 
 def _run(layer: nn.Module, maps: list[Tensor]) -> Tensor | None:
