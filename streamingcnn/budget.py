@@ -36,8 +36,10 @@ class Budgets:
     4294967296
     """
 
-    def __init__(self, memory: int | str | None) -> None:
+    def __init__(self, memory: int | str | None, found: int | None = None) -> None:
         self.given: int | str | None = memory if memory is None or memory == "auto" else parse_bytes(memory)
+        #: What "auto" stands for, where it is not for this process alone to say.
+        self.found = found
         #: By kind of call: the budgets that were found out or lowered.
         self.frozen: dict[str, int] = {}
         #: By kind of call: the predicted peak of the plan whose last step ran out of memory.
@@ -49,6 +51,9 @@ class Budgets:
             return self.frozen[call]
         if not isinstance(self.given, str):
             return self.given
+        if self.found is not None:
+            self.frozen[call] = self.found
+            return self.found
         found = available(device)
         self.frozen[call] = found.bytes
         logger.info('memory="auto" for %s: %s (%s)', call, format_bytes(found.bytes), found.source)

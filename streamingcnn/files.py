@@ -18,7 +18,7 @@ from pathlib import Path
 
 from streamingcnn.memory import format_bytes
 
-__all__ = ["explained", "remove_partials", "whole_file", "whole_folder"]
+__all__ = ["explained", "remove_partials", "to_disk", "whole_file", "whole_folder"]
 
 
 @contextmanager
@@ -40,10 +40,10 @@ def whole_file(path: Path, durable: bool = False) -> Iterator[Path]:
     try:
         yield partial
         if durable:
-            _to_disk(partial)
+            to_disk(partial)
         os.replace(partial, path)
-        if durable and os.name == "posix":  # a folder is no file that Windows would open
-            _to_disk(path.parent)
+        if durable:
+            to_disk(path.parent)
     except OSError as error:
         raise explained(error, path) from error
     finally:
@@ -86,7 +86,10 @@ def remove_partials(path: Path) -> int:
     return len(leftovers)
 
 
-def _to_disk(path: Path) -> None:
+def to_disk(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk (fsync); folders only where the system can."""
+    if path.is_dir() and os.name != "posix":  # a folder is no file that Windows would open
+        return
     handle = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -87,7 +87,8 @@ class StreamingModule(nn.Module):
             Where the compiler is missing, a warning says so and tiles run as they are. The bytes of a plan are those of
             uncompiled tiles.
         partition: the ranks that run the module together, each a part of the image
-            (:class:`~streamingcnn.distributed.Partition`); ``memory`` is then each rank's own.
+            (:class:`~streamingcnn.distributed.Partition`); ``memory`` is then each rank's own, and "auto" what the rank
+            with least has free now.
 
     Raises:
         UnsupportedModuleError: something in the module cannot be streamed exactly; all problems are listed. What
@@ -139,7 +140,10 @@ class StreamingModule(nn.Module):
                     f'offload="{offload}" and partition= do not go together; maps of parts are on the device'
                 )
             self.partition.broadcast(module)
-        self._budgets = Budgets(memory)
+        found = None
+        if self.partition is not None and memory == "auto":
+            found = self.partition.least_available(self._device())
+        self._budgets = Budgets(memory, found)
         self.training = module.training
         #: The seed that the last forward's dropouts drew, or None.
         self.last_seed: int | None = None

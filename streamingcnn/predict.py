@@ -67,6 +67,11 @@ def writing(graph: Graph) -> Graph:
 
 def predict(net: StreamingModule, image: Any, out: Path, overwrite: bool = False) -> Path:
     """Run a network and write its result to a file; see :meth:`streamingcnn.StreamingModule.predict`."""
+    if net.partition is not None:
+        raise ValueError(
+            "predict() writes a file from one process, and this network runs on several; wrap net.module in a "
+            'StreamingModule of its own on one of them, or call net(image) with gather="none" and write the parts'
+        )
     if net.training:
         raise ValueError(
             "predict() of a network in training would change its running statistics, and dropout would draw anew; "

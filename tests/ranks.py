@@ -10,10 +10,14 @@ import argparse
 import copy
 import json
 import os
+import runpy
+import shutil
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,13 +25,22 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
-from streamingcnn import Partition, StreamingModule
+import streamingcnn.distributed.partition as distributed_partition
+from streamingcnn import Partition, StreamingModule, budget
+from streamingcnn.available import Available
 from streamingcnn.boxes import Box
 from streamingcnn.check import compare
-from streamingcnn.distributed import gathered, redistribute, summed
+from streamingcnn.comparison import relative_errors
+from streamingcnn.distributed import gathered, load_checkpoint, redistribute, save_checkpoint, summed
 from streamingcnn.errors import UnsupportedModuleError
 from streamingcnn.memory import LiveBytes
-from streamingcnn.models import UNet3D, resnet18
+from streamingcnn.models import DiceCrossEntropy, UNet3D, resnet18
+from streamingcnn.sources import ReadError
+from streamingcnn.training.examples import Draw
+from streamingcnn.training.heads import MeanHead
+from streamingcnn.training.loop import Recipe, Training
+from streamingcnn.training.ranks import Ranks, joined
+from streamingcnn.training.tasks import Task
 from tests.networks import NETWORKS
 
 Case = dict[str, Any]
@@ -74,8 +87,42 @@ def layouts(_: list[str]) -> Iterator[Case]:
         partition = Partition(None, ("H",), timeout=60)
         streamed = StreamingModule(module, tile=4, partition=partition)
         yield {"case": name, "error": worst(copy.deepcopy(module), streamed, torch.randn(shape, dtype=torch.float64))}
+    yield {"case": "another budget on each rank", "error": budgets(copy.deepcopy(wide).double())}
     for gather in ("all", "none"):
         yield {"case": f"parts given, gather={gather}", "error": parts(gather, ranks)}
+
+    yield {"case": "classes given as parts", "error": classes()}
+
+
+def budgets(module: nn.Module) -> float:
+    """What each rank has free is another number, and with it were their plans, once."""
+    before = budget.available
+    try:
+        for place in (budget, distributed_partition):
+            place.available = lambda _: Available(1 << 18 + dist.get_rank(), "as the test says")  # type: ignore[attr-defined]
+        streamed = StreamingModule(module, memory="auto", partition=Partition(None, ("H",), timeout=60))
+        return worst(copy.deepcopy(module), streamed, torch.randn(1, 2, 65, 40, dtype=torch.float64))
+    finally:
+        for place in (budget, distributed_partition):
+            place.available = before  # type: ignore[attr-defined]
+
+
+def classes() -> float:
+    """A loss inside, every rank with its part of the volume and of the classes."""
+    torch.manual_seed(0)
+    plain = UNet3D(1, 3, levels=2, filters=2, norm="instance", loss=DiceCrossEntropy([1, 2, 4], dice=0.3)).double()
+    shape = (1, 1, 10, 8, 12)
+    image, label = torch.randn(shape, dtype=torch.float64), torch.randint(0, 3, (1, 10, 8, 12))
+    module = copy.deepcopy(plain)
+    partition = Partition(None, ("D",), timeout=60, gather="none")
+    net, own = StreamingModule(module, tile=4, partition=partition), partition.input_box(shape)
+    losses = [net(*(partition.part(cut(given, own).clone(), shape) for given in (image, label))), plain(image, label)]
+    for loss in losses:
+        loss.backward()
+    found = [losses[0], *(parameter.grad for parameter in module.parameters())]
+    wanted = [losses[1], *(parameter.grad for parameter in plain.parameters())]
+    errors = relative_errors(*({str(k): tensor for k, tensor in enumerate(side)} for side in (found, wanted)))
+    return max(errors.values())
 
 
 def parts(gather: str, ranks: int) -> float:
@@ -233,6 +280,154 @@ def replicas(_: list[str]) -> Iterator[Case]:
         yield {"case": kind, "error": error}
 
 
+def slides(_: list[str]) -> Iterator[Case]:
+    """A training on four slides, two at once, each shared by two ranks, against one process."""
+
+    def trained(ranks: Ranks, accumulate: int, broken: bool) -> Training:
+        torch.manual_seed(3)
+        net = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), MeanHead(4)).double()
+        streamed = StreamingModule(net, tile=8, partition=ranks.partition)
+        recipe = Recipe(2, accumulate=accumulate, lr=0.01, clip=1e9, schedule="constant")
+        loss = Task("binary", ("a", "b")).loss
+        made = Training(streamed, _Slides(broken), loss, recipe, validation=_Slides(), ranks=ranks)
+        made.run()
+        return made
+
+    # Only one rank of each two finds that the last one is damaged.
+    together = trained(Ranks(spatial=2), accumulate=1, broken=dist.get_rank() % 2 == 1)
+    assert together.effective_batch == 2 and set(together.bad) == {"d"}, together.bad
+    if dist.get_rank() == 0:
+        alone = trained(_Alone(), accumulate=2, broken=True)
+        errors = relative_errors(*(dict(made.net.state_dict()) for made in (together, alone)))
+        validations = [[epoch.validation or 0.0 for epoch in made.history] for made in (together, alone)]
+        differences = (abs(a - b) for a, b in zip(*validations, strict=True))
+        yield {"case": "training", "error": max(*errors.values(), *differences)}
+
+
+class _Alone(Ranks):
+    """One process, in the middle of a group."""
+
+    def __init__(self) -> None:
+        self._together, self.process, self.processes, self.number, self.count = False, 0, 1, 0, 1
+        self.partition = None
+
+
+class _Slides:
+    """Images in float64; the last of them can be damaged."""
+
+    def __init__(self, broken: bool = False) -> None:
+        draw = torch.Generator().manual_seed(0)
+        self.images = [torch.randn(3, 20, 28, dtype=torch.float64, generator=draw) for _ in range(4)]
+        self.names, self.targets, self.broken = ["a", "b", "c", "d"], torch.tensor([0.0, 1.0, 1.0, 0.0]), broken
+
+    def image(self, number: int, draw: Draw) -> Tensor:
+        if number == 3 and self.broken:
+            raise ReadError("d is damaged")
+        return self.images[number]
+
+    def close(self, image: Any) -> None:
+        pass
+
+
+def checkpoints(_: list[str]) -> Iterator[Case]:
+    """Saved by two ranks; loaded by three, which go on and save; loaded by each alone.
+
+    Once wrong: torch names groups by how many a process knows, so ranks that knew others waited for each other.
+    """
+    where: list[Any] = [tempfile.mkdtemp() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(where)
+    folder = Path(where[0])
+    two, three = dist.new_group([0, 1]), dist.new_group([0, 1, 2])
+    one = [dist.new_group([rank]) for rank in range(dist.get_world_size())][dist.get_rank()]
+    image = torch.randn(1, 1, 9, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def fresh(group: Any) -> tuple[Any, torch.optim.Optimizer]:
+        net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3)).double()
+        if group is not None:
+            net = StreamingModule(net, tile=4, partition=Partition(group, timeout=60))
+        return net, torch.optim.AdamW(net.parameters(), 0.01)
+
+    def steps(net: Any, optimizer: torch.optim.Optimizer, count: int) -> None:
+        for _ in range(count):
+            net(image).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def state(net: Any, optimizer: torch.optim.Optimizer) -> list[Tensor]:
+        moments = [held for each in optimizer.state.values() for held in each.values()]
+        return [tensor.detach().clone() for tensor in (*net.state_dict().values(), *moments)]
+
+    saved: list[Any] = [None]
+    if dist.get_rank() < 2:
+        net, optimizer = fresh(two)
+        steps(net, optimizer, 2)
+        save_checkpoint(folder, net, optimizer, 2, two)
+        (folder / ".step_00000003.partial").mkdir(exist_ok=True)  # a process that was killed while it saved
+        saved = [state(net, optimizer)]
+    dist.broadcast_object_list(saved)
+    same = True
+    if dist.get_rank() < 3:
+        net, optimizer = fresh(three)
+        same = load_checkpoint(folder, net, optimizer, three) == 2 and _same(state(net, optimizer), saved[0])
+        steps(net, optimizer, 1)
+        save_checkpoint(folder, net, optimizer, 3, three)
+        saved = [state(net, optimizer)]
+    dist.broadcast_object_list(saved)
+    net, optimizer = fresh(None)
+    same = same and load_checkpoint(folder, net, optimizer, one) == 3 and _same(state(net, optimizer), saved[0])
+    same = same and sorted(path.name for path in folder.iterdir()) == ["step_00000003"]
+    flags = torch.tensor([float(same)])
+    dist.all_reduce(flags, dist.ReduceOp.MIN)
+    if dist.get_rank() == 0:
+        shutil.rmtree(folder)
+    yield {"case": "two, three, one", "same": bool(flags)}
+
+
+def _same(a: list[Tensor], b: list[Tensor]) -> bool:
+    """Whether these are the same numbers, to the bit."""
+    return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def restart(names: list[str]) -> Iterator[Case]:
+    """The example, whose second rank is killed in its third step of six, once; and as it is where nothing happens."""
+    folder, backward = Path(names[0]), Tensor.backward
+    done = 0
+
+    def killing(self: Tensor) -> None:
+        nonlocal done
+        done += 1
+        if done == 3 and dist.get_rank() == 1 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+            os.kill(os.getpid(), signal.SIGKILL)
+        backward(self)
+
+    Tensor.backward = killing  # type: ignore[method-assign]
+    try:
+        example(folder / "killed")
+    finally:
+        Tensor.backward = backward  # type: ignore[method-assign]
+    example(folder / "peace")
+    nets = []
+    for name in ("killed", "peace"):
+        net = UNet3D(1, 3, levels=2, filters=4, norm="instance", loss=DiceCrossEntropy([1, 1, 1]))
+        optimizer = torch.optim.AdamW(net.parameters())
+        assert load_checkpoint(folder / name / "checkpoints", net, optimizer) == 6
+        nets.append([*net.state_dict().values(), *(t for each in optimizer.state.values() for t in each.values())])
+    yield {"case": "restart", "life": os.environ["TORCHELASTIC_RESTART_COUNT"], "steps": done, "same": _same(*nets)}
+
+
+def example(out: Path) -> None:
+    """`examples/volume_segmentation/train.py` with little to do."""
+    program = Path(__file__).parents[1] / "examples" / "volume_segmentation" / "train.py"
+    given = f"--size 16x24x24 --volumes 2 --steps 6 --every 1 --levels 2 --filters 4 --memory 16MiB --out {out}"
+    arguments, sys.argv = sys.argv, [str(program), *given.split()]
+    sys.path.insert(0, str(program.parent))
+    try:
+        runpy.run_path(str(program), run_name="__main__")
+    finally:
+        sys.argv = arguments
+        sys.path.remove(str(program.parent))
+
+
 def full_of(tensor: Any) -> Tensor:
     """A sharded tensor as a whole."""
     whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
@@ -286,7 +481,8 @@ class _Failing:
 
 
 TASKS: dict[str, Callable[[list[str]], Iterator[Case]]] = {
-    task.__name__: task for task in (table, layouts, adjoint, traffic, memory, replicas, failing)
+    task.__name__: task
+    for task in (table, layouts, adjoint, traffic, memory, replicas, slides, checkpoints, restart, failing)
 }
 
 
@@ -297,13 +493,11 @@ def main() -> None:
     parser.add_argument("--names", nargs="*", default=[])
     options = parser.parse_args()
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    for task in options.tasks:
-        for case in TASKS[task](options.names):
-            if dist.get_rank() == 0:
-                print(json.dumps({"task": task, **case}), file=sys.__stdout__, flush=True)
-    dist.barrier()
-    dist.destroy_process_group()
+    with joined(torch.device("cpu")):
+        for task in options.tasks:
+            for case in TASKS[task](options.names):
+                if dist.get_rank() == 0:
+                    print(json.dumps({"task": task, **case}), file=sys.__stdout__, flush=True)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ EXAMPLE = f"""{MODEL_HELP}
       --model resnet50 --weights resnet50.pth --norm frozen --frozen-epochs 2 --precision bf16 --out runs/second
   streamingcnn train --config runs/first/settings.toml --seed 1 --out runs/third
   torchrun --nproc-per-node 4 -m streamingcnn.cli.main train labels.csv --mpp 0.5 --out runs/four
+  torchrun --nproc-per-node 4 -m streamingcnn.cli.main train labels.csv --mpp 0.5 --spatial 2 --out runs/halves
 
 Started again with the same settings and folder, a run goes on where it was stopped or killed.
 """

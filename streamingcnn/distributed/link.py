@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..boxes import Box
 from ..memory import format_bytes
+from .roll import Roll
 
 __all__ = ["Link", "Parcel", "PartitionError", "Pending"]
 
@@ -70,11 +71,9 @@ class Pending:
     def _explained(self, error: RuntimeError, seconds: float) -> str:
         link, peers = self._link, sorted({parcel.peer for parcel in (*self._sent, *self.received)})
         size = sum(parcel.tensor.nbytes for parcel in self.received)
-        said = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         return (
             f"rank {link.rank} of {link.size} waited {seconds:.1f} s for {format_bytes(size)} of '{self._what}' from "
-            f"rank(s) {', '.join(map(str, peers))}: a peer has failed, or did not answer within "
-            f"{link.timeout.total_seconds():.0f} s ({said}). Look at the first error of the other ranks"
+            f"rank(s) {', '.join(map(str, peers))}: {link.blamed(error, peers)}"
         )
 
 
@@ -90,6 +89,7 @@ class Link:
         self.timeout = timeout
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         self.group, self.messages = _beside(group, timeout), _beside(group, timeout)
+        self.roll = Roll(self.group)
         #: Bytes sent so far as pixels and as summands, and seconds spent waiting.
         self.sent, self.summed_bytes, self.waited = 0, 0, 0.0
         self._under_way: list[Pending] = []
@@ -105,6 +105,7 @@ class Link:
     def start(self, what: str, sent: Sequence[Parcel], received: Sequence[Parcel]) -> Pending:
         """Send and receive; every rank calls this for the same map in the same order."""
         self.finish()
+        self.roll.note(what, with_all=False)
         pending = Pending(self, what, sent, received)
         self._under_way.append(pending)
         operations = [dist.P2POp(dist.irecv, p.tensor, group=self.messages, group_peer=p.peer) for p in received]
@@ -162,23 +163,45 @@ class Link:
 
     def _collective(self, what: str, run: Any) -> None:
         start = time.perf_counter()
+        self.roll.note(what)
         try:
             run()
         except RuntimeError as error:
-            said = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
             raise PartitionError(
-                f"rank {self.rank} of {self.size} could not {what} with the others: a peer has failed, or did not "
-                f"answer within {self.timeout.total_seconds():.0f} s ({said}). Look at the first error of the other "
-                "ranks"
+                f"rank {self.rank} of {self.size} could not {what} with the others: {self.blamed(error)}"
             ) from error
         finally:
             self.waited += time.perf_counter() - start
 
+    def blamed(self, error: RuntimeError, peers: Sequence[int] | None = None) -> str:
+        """What this rank saw of a failure, and who failed as far as is known."""
+        said = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        who = self.roll.missing(peers)
+        return (
+            f"a peer has failed, or did not answer within {self.timeout.total_seconds():.0f} s ({said})"
+            + (f": {who}" if who else "")
+            + ". Look at the first error of the other ranks"
+        )
+
 
 def _beside(group: dist.ProcessGroup, timeout: timedelta) -> Any:
     """A group of the same ranks, for messages alone; its first use is a collective, as NCCL wants it."""
+    _even(group)
     ranks = dist.get_process_group_ranks(group)
-    made = dist.new_group(ranks, timeout=timeout, use_local_synchronization=True)
+    made = dist.new_group(ranks, timeout=timeout, use_local_synchronization=True, sort_ranks=False)
     device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend(made) == "nccl" else "cpu"
     dist.all_reduce(torch.zeros(1, device=device), group=made)
     return made
+
+
+def _even(group: dist.ProcessGroup) -> None:
+    """Let every rank of a group know equally many groups.
+
+    torch names a group that only its members make by how many each of them knows: where one has made a group of its
+    own before, for its log say, they wait for each other under different names.
+    """
+    known = dist.distributed_c10d._world.pg_names
+    counts: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(counts, len(known), group=group)
+    while len(known) < max(counts):
+        dist.new_group([dist.get_rank()], backend="gloo", use_local_synchronization=True)

@@ -29,7 +29,7 @@ from ..maps import Gradients, Map
 from ..ops.rule import Value, along
 from ..pages import Table
 from ..places import DEVICE, Place
-from .link import Link
+from .link import Link, PartitionError
 from .maps import PartGradient, PartMap, whole
 from .ownership import Layout
 
@@ -116,6 +116,8 @@ class Member(Alone):
         except Exception as error:
             step, backward = runner.now
             layer, where = getattr(step, "layer", "what runs plainly"), "backward" if backward else "forward"
+            if not isinstance(error, PartitionError):  # which says what it knows of others
+                self.link.roll.failed(f"{type(error).__name__}: {error} ({where} of '{layer}')")
             error.add_note(
                 f"(rank {self.link.rank} of {self.link.size}, {where} of '{layer}'; the other ranks lose this one when "
                 "its process ends)"

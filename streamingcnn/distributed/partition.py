@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from ..alone import ALONE, Alone
+from ..available import available
 from ..boxes import Box, sizes
 from ..graph import Graph
 from ..part import Part
@@ -120,22 +121,24 @@ class Partition:
         return self.box(shape)
 
     def part(self, tensor: Tensor, shape: Sequence[int]) -> Part:
-        """The own box of an image, in place of all of it.
+        """The own box of an image, or of a map of classes, in place of all of it.
 
         Args:
-            tensor: the pixels of :meth:`input_box`, with batch and channels.
-            shape: of the whole image.
+            tensor: the pixels of :meth:`input_box`: with batch and channels, or with batch alone.
+            shape: of the whole image, with batch and channels.
 
         Raises:
             ValueError: the tensor has not the size of this rank's box.
         """
-        wanted = (*shape[:2], *sizes(self.input_box(shape)))
-        if tuple(tensor.shape) != wanted:
-            raise ValueError(
-                f"rank {self.rank} owns {self.input_box(shape)} of an image {tuple(shape)}, which is a tensor "
-                f"{wanted}; got {tuple(tensor.shape)}. Cut it with partition.input_box(shape)"
-            )
-        return Part(tensor, tuple(shape))
+        own = sizes(self.input_box(shape))
+        for leading in (2, 1):
+            if tuple(tensor.shape) == (*shape[:leading], *own):
+                return Part(tensor, (*shape[:leading], *shape[2:]))
+        raise ValueError(
+            f"rank {self.rank} owns {self.input_box(shape)} of an image {tuple(shape)}, which is a tensor "
+            f"{(*shape[:2], *own)}, or {(shape[0], *own)} of classes; got {tuple(tensor.shape)}. Cut it with "
+            "partition.input_box(shape)"
+        )
 
     def member(self, graph: Graph, steps: Sequence[Stage | Globals], device: torch.device) -> Alone:
         """This rank's part in a plan."""
@@ -180,6 +183,10 @@ class Partition:
                 held = tensor.detach().contiguous()
                 self.link.broadcast("share the parameters", held)
                 tensor.copy_(held)
+
+    def least_available(self, device: torch.device) -> int:
+        """The bytes that every rank has free for a step: one budget for all, as they have one plan."""
+        return min(int(free) for free in self.link.all_of("agree on the memory", available(device).bytes))
 
     def verify_replicas(self, module: nn.Module) -> None:
         """Make sure that all ranks have the same parameters and buffers, to the bit.

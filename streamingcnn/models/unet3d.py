@@ -113,7 +113,7 @@ class DiceCrossEntropy(nn.Module):
         if not 0 <= dice <= 1:
             raise ValueError(f"dice={dice}: a share, from 0 (cross-entropy alone) to 1 (Dice alone)")
         self.dice, self.smooth = dice, smooth
-        self.register_buffer("weight", None if weight is None else torch.tensor(weight))
+        self.register_buffer("weight", None if weight is None else torch.tensor([float(w) for w in weight]))
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         p = logits.softmax(1)

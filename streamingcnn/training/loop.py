@@ -171,8 +171,9 @@ class Training:
             if found.count:
                 sums = [_added(a, b) for a, b in zip(sums, found.gradients, strict=True)]
                 total, seen = total + found.loss * found.count, seen + found.count
-        control = torch.tensor([total, seen, watch.stop(), watch.due() and self.ranks.first], dtype=torch.float64)
-        control = control.to(self.device)
+        flags = self.ranks.sharing((watch.stop(), watch.due() and self.ranks.first))
+        stop, save = (any(said) for said in zip(*flags, strict=True))
+        control = torch.tensor([total, seen, stop, save], dtype=torch.float64, device=self.device)
         if self.ranks.count > 1:
             sums = [
                 torch.zeros_like(parameter) if gradient is None and parameter.requires_grad else gradient
@@ -226,7 +227,7 @@ class Training:
         except OSError as error:  # a region that cannot be read, in forward or in backward
             for buffer, before in buffers:
                 buffer.copy_(before)
-            self._note(names, error)
+            self._leave_out(names, error)
             return _Found(waited=waited)
         finally:
             for _, image in opened:
@@ -242,7 +243,9 @@ class Training:
     def _careful(self, image: Any, labels: Tensor) -> tuple[float, list[Tensor | None]]:
         """Loss and gradients, tried again with a smaller plan where memory runs out."""
         trained = [parameter for parameter in self.parameters if parameter.requires_grad]
-        for attempt in range(_ATTEMPTS):
+        # The others of a partition are in the middle of the step that this one would begin anew.
+        attempts = _ATTEMPTS if self.ranks.partition is None else 1
+        for attempt in range(attempts):
             try:
                 with self._autocast():
                     value = self.loss(self.net(image), labels)
@@ -252,7 +255,7 @@ class Training:
                 taken = [next(gradients) if parameter.requires_grad else None for parameter in self.parameters]
                 return value.item(), taken
             except StepMemoryError as error:
-                if attempt == _ATTEMPTS - 1:
+                if attempt == attempts - 1:
                     raise
                 logger.warning("%s", error)
         raise AssertionError("the last attempt returns or raises")
@@ -262,18 +265,38 @@ class Training:
         if name in self.bad:
             return None
         draw = drawn(self.recipe.seed, self.epoch, name, self.recipe.flips, self.recipe.jitter)
+        image, problem = None, ""
         try:
-            return examples.image(number, draw if examples is self.examples else drawn(0, 0, name, flips=False))
+            image = examples.image(number, draw if examples is self.examples else drawn(0, 0, name, flips=False))
         except DiskFullError:
             raise
         except (OSError, ValueError) as error:
-            self._note(name, error)
+            problem = str(error) or type(error).__name__
+        problem = next((said for said in self.ranks.sharing(problem) if said), "")
+        if problem:
+            if image is not None:
+                examples.close(image)
+            self._note(name, problem)
             return None
+        return image
 
-    def _note(self, names: str, error: Exception) -> None:
+    def _leave_out(self, names: str, error: OSError) -> None:
+        """Go on without images that could not be read in the middle of a step.
+
+        Raises:
+            OSError: other processes are in the middle of the same step.
+        """
+        if self.ranks.partition is not None:
+            raise OSError(
+                f"{names} could not be read ({error}), and processes that share an image cannot leave it out in the "
+                "middle of a step; mend it or take it out of the table, and start the same command again"
+            ) from error
+        self._note(names, str(error) or type(error).__name__)
+
+    def _note(self, names: str, problem: str) -> None:
         for name in names.split(", "):
-            self.bad[name] = str(error) or type(error).__name__
-        logger.warning("left out: %s: %s", names, error)
+            self.bad[name] = problem
+        logger.warning("left out: %s: %s", names, problem)
 
     def _autocast(self) -> Any:
         dtype = _DTYPES.get(self.recipe.precision)
@@ -318,7 +341,7 @@ class Training:
             except DiskFullError:
                 raise
             except OSError as error:
-                self._note(examples.names[number], error)
+                self._leave_out(examples.names[number], error)
             finally:
                 examples.close(image)
         self.ranks.sum([total])
@@ -356,10 +379,10 @@ class Training:
         Raises:
             ValueError: it was made by another number of processes.
         """
-        if len(state["generators"]) != self.ranks.count:
+        if len(state["generators"]) != self.ranks.processes:
             raise ValueError(
-                f"this run was made by {len(state['generators'])} process(es), and now there are {self.ranks.count}; "
-                "start as many, or give another folder"
+                f"this run was made by {len(state['generators'])} process(es), and now there are "
+                f"{self.ranks.processes}; start as many, or give another folder"
             )
         self.net.load_state_dict(state["net"])
         if isinstance(self.net, StreamingModule):
@@ -367,7 +390,7 @@ class Training:
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])
-        set_generators(state["generators"][self.ranks.number])
+        set_generators(state["generators"][self.ranks.process])
         self.epoch, self.step, self.finished = state["epoch"], state["step"], state["finished"]
         self._loss, self._seen, self._seconds = state["loss"]
         self._best, self._since_best = state["best"]

@@ -92,6 +92,9 @@ class Settings:
     )
     memory: str = _setting("auto", "what a step may take, as in 4GiB; auto: what is free at the start", group="network")
     tile: int | None = _setting(None, "instead: pixels that a tile covers", group="network")
+    spatial: int = _setting(
+        1, "processes of torchrun that share a slide, each a stripe of it, within its own memory", group="network"
+    )
     device: str = _setting("auto", "cpu, cuda, cuda:1; auto: a GPU where there is one", group="network")
     precision: str = _setting(
         "float32", "number format of the computation", choices=("float32", "bf16", "fp16"), group="network"
@@ -103,7 +106,9 @@ class Settings:
         "none", "balanced: rare classes count more", choices=("none", "balanced"), group="training"
     )
     epochs: int = _setting(20, "passes over the training slides", group="training")
-    accumulate: int = _setting(8, "slides per step of the optimiser, on each process", group="training")
+    accumulate: int = _setting(
+        8, "slides per step of the optimiser, on each process (with spatial: each group of them)", group="training"
+    )
     lr: float = _setting(3e-4, "learning rate at its height", group="training")
     schedule: str = _setting(
         "onecycle", "how the rate moves", choices=("onecycle", "cosine", "constant"), group="training"
@@ -135,8 +140,17 @@ class Settings:
         ]
 
     def _wrong_numbers(self) -> list[str]:
-        least = {"epochs": 1, "accumulate": 1, "patience": 0, "frozen_epochs": 0, "fold": 0, "folds": 0, "jitter": 0}
-        least |= {"checkpoint_seconds": 0, "weight_decay": 0, "validation": 0, "test": 0}
+        least = {
+            "epochs": 1,
+            "accumulate": 1,
+            "spatial": 1,
+            "patience": 0,
+            "frozen_epochs": 0,
+            "fold": 0,
+            "folds": 0,
+            "jitter": 0,
+        }
+        least |= {"spatial": 1, "checkpoint_seconds": 0, "weight_decay": 0, "validation": 0, "test": 0}
         found = [
             f"{name} is {getattr(self, name)}; it must be at least {limit}"
             for name, limit in least.items()

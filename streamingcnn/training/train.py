@@ -64,7 +64,7 @@ def train(settings: Settings, say: Callable[[str], None] = logger.info) -> Outco
         FloatingPointError: the loss became infinite or NaN.
     """
     device = _device(settings.device)
-    with joined(device) as ranks:
+    with joined(device, settings.spatial) as ranks:
         return _train(settings, ranks, device, say if ranks.first else _quiet)
 
 
@@ -85,7 +85,10 @@ def _train(settings: Settings, ranks: Ranks, device: torch.device, say: Callable
         _begin(out, settings, cases)
     say("cases: " + ", ".join(f"{len(found)} {split}" for split, found in of.items()) + _classes_said(settings, of))
     sizes, unreadable = _looked_at([*of["train"], *of["validation"]], settings)
-    bad = state["bad"] if state is not None else unreadable
+    if state is not None:
+        bad = state["bad"]
+    else:
+        bad = {name: why for found in ranks.gathered(unreadable) for name, why in found.items()}
     if bad:
         say(f"{len(bad)} case(s) are left out:")
         for name, why in bad.items():
@@ -99,8 +102,8 @@ def _train(settings: Settings, ranks: Ranks, device: torch.device, say: Callable
     elif settings.norm == "frozen" and settings.weights is None:
         logger.warning("norm = frozen without weights: the statistics are those of a network that saw nothing")
     seed_generators(settings.seed + 1 + ranks.number)
-    memory = state["memory"] if state is not None else _memory(settings, device)
-    net = StreamingModule(module.to(device), tile=settings.tile, memory=memory)
+    memory = state["memory"] if state is not None else _memory(settings, device, ranks)
+    net = StreamingModule(module.to(device), tile=settings.tile, memory=memory, partition=ranks.partition)
     training = Training(
         net,
         Slides(of["train"], settings),
@@ -243,11 +246,15 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _memory(settings: Settings, device: torch.device) -> int | None:
+def _memory(settings: Settings, device: torch.device, ranks: Ranks) -> int | None:
     """The budget of the run: found out once, so that what happens to be free later changes no plan and no bit."""
     if settings.tile is not None and settings.memory == "auto":
         return None
-    return available(device).bytes if settings.memory == "auto" else parse_bytes(settings.memory)
+    if settings.memory == "auto":
+        return min(
+            int(free) for free in ranks.gathered(available(device).bytes)
+        )  # one for all, as the checkpoint has one
+    return parse_bytes(settings.memory)
 
 
 def _recipe(settings: Settings) -> Recipe:
@@ -277,6 +284,9 @@ def _foresee(
             f"{len(plan.stages)} stages, predicted {format_bytes(plan.peak_bytes)} and "
             f"{format_seconds(plan.seconds)} to train on it once"
         )
+        if (partition := training.ranks.partition) is not None:
+            said = f"  by {partition.size} processes together; these bytes are those of the one that holds most"
+            say(said + ("" if settings.tissue == "none" else "; background is computed as tissue is"))
         if plan.sharing is not None and (run := plan.sharing.statistics(plan.steps)).saved > 0:
             say(f"  with constant parts shared: {run}")
         epoch = plan.seconds * share / training.ranks.count
