@@ -5,7 +5,7 @@ is benign and what is malignant have the same size, the same contrast, and the s
 middle; they differ in ONE thing, the margin::
 
           benign            malignant
-          . . . . .         \ . | . /      #  the lesion, soft at its margin
+          . . . . .         \ . | . /      #  the lesion
           . o # o .         . o # o .      \  a spicule, two pixels wide: brighter than the mean at its distance,
           . # # # .         - # # # -         and the rest of the ring darker
           . o # o .         . o # o .
