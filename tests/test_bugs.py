@@ -21,6 +21,9 @@ from streamingcnn.boxes import Box
 from streamingcnn.capture import capture
 from streamingcnn.comparison import compare
 from streamingcnn.memory import LiveBytes
+from streamingcnn.models import GMIC, ResNet
+from streamingcnn.models.gmic import GMICLoss
+from streamingcnn.models.resnet import BasicBlock
 from streamingcnn.plan.choose import choose_tiles
 from streamingcnn.plan.peak import exact_peak
 from streamingcnn.plan.search import BudgetError
@@ -224,3 +227,13 @@ def test_a_dilated_max_pool_whose_last_window_hangs_over() -> None:
     module = nn.Sequential(nn.MaxPool2d(2, 3, 1, 2), nn.MaxPool2d(3, 3, 1, 2, ceil_mode=True))
     x = torch.randn(1, 1, 13, 7, dtype=torch.float64)
     assert max(row.error for row in compare(copy.deepcopy(module), StreamingModule(module, tile=7), x)) <= 1e-10
+@pytest.mark.parametrize("autocast", [False, True])
+def test_the_loss_of_a_mammogram_with_a_nan_pixel_is_nan(autocast: bool) -> None:
+    """PyTorch's cross-entropy of probabilities refused NaN (on CUDA by ending the process), and all under autocast."""
+    model = GMIC(crop_shape=(32, 32), crops=1, percent_t=0.5, local=ResNet(BasicBlock, (1,), width=4)).eval()
+    image = torch.randn(1, 1, 96, 96)
+    labels = torch.tensor([[0.0, 1.0]])
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        assert GMICLoss()(model(image), labels).isfinite()
+        image[0, 0, 5, 5] = float("nan")
+        assert GMICLoss()(model(image), labels).isnan()

@@ -35,7 +35,8 @@ logger = logging.getLogger("streamingcnn")
 _ATTEMPTS = 4
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+#: Of whatever the network gives, and the labels.
+Loss = Callable[[Any, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class Training:
     Args:
         net: any module, streamed or not.
         examples: what to train on.
-        loss: of the network's result and the labels (N,), a scalar: the mean over the images.
+        loss: of the network's result and the labels, (N,) or (N, labels), a scalar: the mean over the images.
         recipe: how.
         validation: what to choose the best epoch on.
         trunk: the part of the network that ``frozen_epochs`` is about.
@@ -234,7 +235,8 @@ class Training:
                 self.examples.close(image)
         if value != value or value in (float("inf"), float("-inf")):
             raise FloatingPointError(
-                f"the loss became {value} in epoch {self.epoch} on {names}; use a smaller rate than lr={self.recipe.lr}"
+                f"the loss became {value} in epoch {self.epoch} on {names}; use a smaller rate than lr={self.recipe.lr}, "
+                "or look for pixels that are NaN or infinite"
                 + (", or bf16 or float32 in place of fp16" if self.recipe.precision == "fp16" else "")
             )
         waited += _waited(self.net)
