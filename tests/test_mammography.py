@@ -16,10 +16,13 @@ from streamingcnn.mammography import (
     cut_window,
     dice,
     find_breast,
+    overlay,
+    picture,
     pixel_average_precision,
     read_exams,
     read_image,
     standardised,
+    write_predictions,
 )
 
 
@@ -182,3 +185,36 @@ def test_tables_say_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("path,benign\na.png,0\n")
     with pytest.raises(ValueError, match="no column malignant; it has path, benign"):
         read_exams(tmp_path / "labels.csv")
+
+
+def test_saliency_is_green_and_red_and_masks_are_outlined() -> None:
+    image = np.zeros((40, 60))
+    image[0, 0] = 7.0  # whatever is highest is white
+    saliency, masks = np.zeros((2, 4, 6)), np.zeros((2, 40, 60), bool)
+    saliency[0, 3, 0] = saliency[1, 0, 5] = 1.0
+    masks[1, 10:20, 20:30] = True
+    made = np.array(overlay(image, saliency, masks)).astype(int)
+    assert made[0, 0].tolist() == [255, 255, 255]
+    assert made[35, 5, 1] > 100 > 50 > made[35, 5, 0] and made[5, 55, 0] > 100 > 50 > made[5, 55, 1]
+    assert (made[15, 25] == 0).all() and made[9, 25, 0] == 255 and (made[7, 25] == 0).all()
+    assert not np.array(overlay(image, saliency, limits=(1.0, 2.0)))[1:].any()
+    with pytest.raises(ValueError, match="needed is the image's size"):
+        overlay(image, saliency, masks[:, :39])
+    with pytest.raises(ValueError, match="of a volume one slice"):
+        overlay(image[None], saliency)
+    with pytest.raises(ValueError, match="4 classes at most"):
+        overlay(image, saliency[0])
+    crops = np.random.default_rng(0).random((2, 20, 20))
+    whole = picture(image, saliency, masks=masks, crops=crops, attention=[0.7, 0.3], locations=[(0, 0), (20, 40)])
+    assert whole.height == 384 + 14 and whole.width == 4 * 576 + 2 * 192 + 5 * 4
+
+
+def test_predictions_have_the_published_columns(tmp_path: Path) -> None:
+    write_predictions(tmp_path / "p.csv", ["a", "b"], [[0.1, 0.93333], [1, 0]], [[0, 1], [float("nan"), 0]])
+    assert (tmp_path / "p.csv").read_text().splitlines() == [
+        "image_index,benign_pred,malignant_pred,benign_label,malignant_label",
+        "a,0.1000,0.9333,0,1",
+        "b,1.0000,0.0000,,0",
+    ]
+    with pytest.raises(ValueError, match="one number per image and class"):
+        write_predictions(tmp_path / "p.csv", ["a"], [[0.1]], [[0, 1]])

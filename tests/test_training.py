@@ -110,6 +110,9 @@ def test_the_order_and_the_turns_follow_from_seed_and_epoch():
     labels = torch.tensor([0.0, 1.0] * 10)
     assert order_of(labels, 0, 1) == order_of(labels, 0, 1) != order_of(labels, 0, 2)
     assert sorted(order_of(torch.rand(20), 0, 1)) == list(range(20))  # a regression
+    several = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, torch.nan]] * 5)
+    order = several[order_of(several, 0, 1)].nan_to_num(nan=-1.0)
+    assert all(len(order[first : first + 4].unique(dim=0)) == 4 for first in range(0, 20, 4))  # each kind in its share
     turns = {(drawn(0, epoch, "a").quarters, drawn(0, epoch, "a").mirror) for epoch in range(100)}
     assert len(turns) == 8
     assert drawn(0, 1, "a", flips=False) == Draw()
@@ -123,6 +126,9 @@ def test_slides_are_turned_and_reflected_in_eight_ways():
     oblong = Images([torch.randint(0, 200, (3, 6, 9), dtype=torch.uint8)], [0])
     assert len({tuple(oblong.image(0, draw).flatten().tolist()) for draw in draws}) == 4
     assert all(oblong.image(0, draw).shape == (3, 6, 9) for draw in draws)
+    volume = Images([torch.rand(1, 2, 6, 9)], [[0.0, 1.0]], prepare=None)  # as it is, but for the turns
+    assert torch.equal(volume.image(0, Draw(mirror=True)), volume.images[0].flip(-1))
+    assert volume.targets.tolist() == [[0.0, 1.0]]
 
 
 def test_the_bar_shows_loss_speed_and_memory(capfd):

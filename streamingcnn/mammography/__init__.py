@@ -6,10 +6,14 @@ window.py        a window of a network's size that holds most of the breast
 standardise.py   mean 0 and deviation 1
 table.py         images with paths, labels and masks
 measures.py      Dice and pixel average precision of saliency maps
+predictions.py   the table of what was said of each image
+overlay.py       pictures: saliency, outlines, crops
 """
 
 from streamingcnn.mammography.breast import Breast, find_breast
 from streamingcnn.mammography.measures import best_threshold, dice, pixel_average_precision
+from streamingcnn.mammography.overlay import overlay, picture
+from streamingcnn.mammography.predictions import write_predictions
 from streamingcnn.mammography.reading import read_image
 from streamingcnn.mammography.standardise import standardised
 from streamingcnn.mammography.table import Exam, read_exams
@@ -23,8 +27,11 @@ __all__ = [
     "cut_window",
     "dice",
     "find_breast",
+    "overlay",
+    "picture",
     "pixel_average_precision",
     "read_exams",
     "read_image",
     "standardised",
+    "write_predictions",
 ]

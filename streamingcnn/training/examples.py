@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -51,7 +51,7 @@ class Examples(Protocol):
 
     @property
     def targets(self) -> Tensor:
-        """One label per image, (N,)."""
+        """The labels of each image, (N,), or (N, labels) where there are several."""
         ...
 
     def image(self, number: int, draw: Draw) -> Tensor | Source:
@@ -68,17 +68,31 @@ class Examples(Protocol):
 
 
 class Images:
-    """Images that are in memory, (3, height, width) uint8, each standardised by its own tissue.
+    """Images that are in memory, (channels, height, width), or volumes, (channels, depth, height, width).
 
     >>> examples = Images([torch.randint(0, 200, (3, 8, 8), dtype=torch.uint8)], [1])
     >>> examples.image(0, Draw(quarters=1)).shape
     torch.Size([3, 8, 8])
+
+    Args:
+        images: uint8 of slides; what ``prepare`` takes of others.
+        labels: a number, or several, for each.
+        names: one for each, no two the same; without, their numbers.
+        prepare: what is done with a batch before the network sees it; a slide is standardised by its own tissue. None:
+            images are as the network takes them.
     """
 
-    def __init__(self, images: Sequence[Tensor], labels: Sequence[float], names: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        images: Sequence[Tensor],
+        labels: Sequence[float] | Sequence[Sequence[float]],
+        names: Sequence[str] = (),
+        *,
+        prepare: Callable[[Tensor], Tensor] | None = standardised,
+    ) -> None:
         if len(images) != len(labels):
             raise ValueError(f"{len(images)} images and {len(labels)} labels: there must be one label per image")
-        self.images = images
+        self.images, self.prepare = images, prepare
         self.targets = torch.tensor(labels, dtype=torch.float32)
         self.names = list(names) or [str(number) for number in range(len(images))]
 
@@ -87,7 +101,8 @@ class Images:
         pixels = self.images[number]
         quarters = draw.quarters if pixels.shape[-1] == pixels.shape[-2] else draw.quarters // 2 * 2
         pixels = torch.rot90(pixels, quarters, (-2, -1))
-        return standardised((pixels.flip(-1) if draw.mirror else pixels)[None])[0]
+        pixels = pixels.flip(-1) if draw.mirror else pixels
+        return pixels if self.prepare is None else self.prepare(pixels[None])[0]
 
     def close(self, image: Tensor | Source) -> None:
         """Nothing is held."""

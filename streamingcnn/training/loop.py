@@ -35,7 +35,8 @@ logger = logging.getLogger("streamingcnn")
 _ATTEMPTS = 4
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+#: Of whatever the network gives, and the labels.
+Loss = Callable[[Any, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class Training:
     Args:
         net: any module, streamed or not.
         examples: what to train on.
-        loss: of the network's result and the labels (N,), a scalar: the mean over the images.
+        loss: of the network's result and the labels, (N,) or (N, labels), a scalar: the mean over the images.
         recipe: how.
         validation: what to choose the best epoch on.
         trunk: the part of the network that ``frozen_epochs`` is about.

@@ -11,11 +11,15 @@ __all__ = ["mixed", "order_of"]
 
 
 def order_of(labels: Tensor, seed: int, epoch: int) -> list[int]:
-    """The order of an epoch, as indices; the same for the same labels, seed and epoch.
+    """The order of an epoch, as indices; the same for the same labels, (N,) or several to an image, seed and epoch.
 
     >>> order_of(torch.tensor([0.0, 0.0, 1.0, 1.0]), 0, 1) == order_of(torch.tensor([0.0, 0.0, 1.0, 1.0]), 0, 1)
     True
+
+    Images with several labels are mixed by all of them together; one that is not known (NaN) is a kind like others.
     """
+    if labels.dim() > 1:
+        labels = labels.flatten(1).nan_to_num(nan=-1.0).unique(dim=0, return_inverse=True)[1]
     generator = torch.Generator().manual_seed(random.Random(f"order {seed} {epoch}").getrandbits(63))
     return [int(k) for k in mixed(labels, generator)]
 
