@@ -3,8 +3,8 @@
 Every network runs a forward and backward pass on tensors without numbers (the meta device). Work is torch's counter's,
 of the forward pass, in multiply-adds; live bytes are those of the training step beside parameters and image.
 Those of a streamed trunk are its plan's `peak_bytes`, a rehearsal of the real step. A trunk that runs again in the
-backward pass (of GMIC with `recompute=True`; of 3D-GMIC slice by slice) leaves nothing but its map, so a whole step takes
-what the trunk or the local network takes, whichever is more, and the maps with their gradients.
+backward pass (of GMIC with `recompute=True`; of 3D-GMIC slice by slice) leaves nothing but its map, so a whole step
+takes what the trunk or the local network takes, whichever is more, and the maps with their gradients.
 
 A ResNet per slice of a volume holds every slice's activations until the backward pass, so one slice is measured and
 counted 70 times; so are the slices of 3D-GMIC that are not streamed.
