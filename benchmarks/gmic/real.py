@@ -33,7 +33,7 @@ def step(name: str, model: nn.Module, shape: tuple[int, ...], memory: str) -> st
     """A line of the table: forward, loss and backward of one image or volume."""
     crops = cost(type(model)().dn_resnet, model.crops, 3, *model.crop_shape)  # type: ignore[arg-type, operator, misc]
     stream(model.train(), "ds_net", memory=memory)
-    plan = model.ds_net.plan((1, 1, *shape[-2:])).peak_bytes  # type: ignore[union-attr, operator]
+    plan = model.ds_net.plan((1, 1, *shape[-2:])).peak_bytes  # type: ignore[union-attr]
     torch.manual_seed(0)
     x, labels = torch.rand(shape), torch.tensor([[0.0, 1.0]])
     for parameter in model.parameters():

@@ -37,8 +37,7 @@ def make(name: str, settings: dict[str, Any]) -> nn.Module:
         return PerSlice(ResNet(BasicBlock, (1, 1, 1, 1), width=width, in_channels=1, norm=group_norm, num_classes=2))
     local = ResNet(BasicBlock, (1, 1, 1), width=width, norm=group_norm)
     if name == "maximum":
-        flat = GMIC(percent_t=settings["share_2d"], trunk=trunk(width), local=local, **options)
-        return OfMaximum(flat)
+        return OfMaximum(_even(GMIC(percent_t=settings["share_2d"], trunk=trunk(width), local=local, **options)))
     model = GMIC3D(
         percent_t=settings["share_3d"],
         activation="sigmoid",
@@ -48,14 +47,20 @@ def make(name: str, settings: dict[str, Any]) -> nn.Module:
         local=local,
         **options,
     )
-    return stream(model, "ds_net", memory=settings["memory"])
+    return stream(_even(model), "ds_net", memory=settings["memory"])
+
+
+def _even(model: nn.Module) -> nn.Module:
+    """A saliency map of one half everywhere, to begin with: which cells are highest is not chance."""
+    nn.init.zeros_(model.get_parameter("left_postprocess_net.gn_conv_last.weight"))
+    return model
 
 
 def loss_of(name: str, settings: dict[str, Any]) -> Callable[[Any, Tensor], Tensor]:
     """What a network is trained with: GMIC's loss, or a cross-entropy per class of the highest slice."""
     if name == "slices":
         return lambda logits, labels: 2 * F.binary_cross_entropy_with_logits(logits, labels)
-    return GMICLoss(settings["beta"], "mean", settings["auxiliary"])
+    return GMICLoss(settings["beta"], "mean", settings["auxiliary"], mean_scale=settings["mean_scale"])
 
 
 def probabilities(result: Any) -> Tensor:
