@@ -21,6 +21,9 @@ from streamingcnn.boxes import Box
 from streamingcnn.capture import capture
 from streamingcnn.comparison import compare
 from streamingcnn.memory import LiveBytes
+from streamingcnn.models import GMIC, ResNet
+from streamingcnn.models.gmic import GMICLoss
+from streamingcnn.models.resnet import BasicBlock
 from streamingcnn.plan.choose import choose_tiles
 from streamingcnn.plan.peak import exact_peak
 from streamingcnn.plan.search import BudgetError
@@ -177,3 +180,15 @@ def test_a_damaged_region_does_not_spoil_the_boxes_read_beside_it(tmp_path: Path
 
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(read, [good, bad, good, good] * 20))
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_the_loss_of_a_mammogram_with_a_nan_pixel_is_nan(autocast: bool) -> None:
+    """PyTorch's cross-entropy of probabilities refused NaN (on CUDA by ending the process), and all under autocast."""
+    model = GMIC(crop_shape=(32, 32), crops=1, percent_t=0.5, local=ResNet(BasicBlock, (1,), width=4)).eval()
+    image = torch.randn(1, 1, 96, 96)
+    labels = torch.tensor([[0.0, 1.0]])
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        assert GMICLoss()(model(image), labels).isfinite()
+        image[0, 0, 5, 5] = float("nan")
+        assert GMICLoss()(model(image), labels).isnan()

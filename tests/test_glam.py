@@ -127,3 +127,36 @@ def test_losses_of_all_maps() -> None:
 def test_wrong_overlap_says_what_is_needed() -> None:
     with pytest.raises(ValueError, match="'max', 'mean' or 'last'"):
         GLAM(overlap="first")
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_a_constant_image_and_more_crops_than_the_map_allows(train: bool) -> None:
+    model = small(crops=9, percent_t=0.5).train(train)
+    with torch.no_grad():
+        for each in model.global_network.postprocess_module.children():
+            each.weight.zero_()  # the maps are constant whatever the image's border does
+    result = model(torch.zeros(1, 1, 200, 140, dtype=torch.float64))
+    assert not result.regions.valid.any()
+    # No crop is pasted, so the local part is 0 everywhere.
+    torch.testing.assert_close(model.segmentation(result), torch.full((1, 2, 200, 140), 0.25, dtype=torch.float64))
+    GLAMLoss(auxiliary=1.0)(result, torch.tensor([[0.0, 1.0]])).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_an_image_smaller_than_a_crop_is_segmented_at_its_own_size() -> None:
+    x = torch.randn(1, 1, 48, 60, dtype=torch.float64)
+    model = small(percent_t=1.0).eval()
+    result = model(x)
+    assert torch.equal(result.crops[0, 0, 0, :48, :60], x[0, 0])
+    assert model.segmentation(result).shape == (1, 2, 48, 60)
+
+
+def test_nan_pixels_give_nan_and_another_number_of_channels_an_error() -> None:
+    model = small().eval()
+    x = torch.randn(1, 1, 160, 128, dtype=torch.float64)
+    x[0, 0, 5, 5] = float("nan")
+    result = model(x)
+    assert result.prediction.isnan().all() and not result.regions.valid.any()
+    assert GLAMLoss()(result, torch.tensor([[0.0, 1.0]])).isnan()
+    with pytest.raises(ValueError, match="3 channels, and this network was made for 1; give in_channels=3"):
+        model(torch.zeros(1, 3, 100, 100))

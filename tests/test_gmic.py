@@ -225,8 +225,10 @@ def test_the_loss_by_hand() -> None:
     cells = result.saliency
     torch.testing.assert_close(GMICLoss(0.01, "sum")(result, labels), heads + 0.01 * cells.sum())
     torch.testing.assert_close(GMICLoss(0.01, "mean")(result, labels), heads + 0.01 * cells.mean())
-    extra = bce(torch.sigmoid(result.saliency_logits.mean((2, 3))))
-    torch.testing.assert_close(GMICLoss(0.0, auxiliary=0.5)(result, labels), heads + 0.5 * extra)
+    for scale in (1.0, 10.0):
+        extra = bce(torch.sigmoid(scale * result.saliency_logits.mean((2, 3))))
+        loss = GMICLoss(0.0, auxiliary=0.5, mean_scale=scale)
+        torch.testing.assert_close(loss(result, labels), heads + 0.5 * extra)
     nothing = torch.full((2, 2), float("nan"), dtype=torch.float64)
     assert GMICLoss(0.0)(result, nothing) == 0
 

@@ -54,7 +54,7 @@ def make_mammogram(
     malignant: bool = False,
     size: tuple[int, int] = (512, 384),
     diameters: tuple[float, float] = (32.0, 58.0),
-    contrast: float = 0.22,
+    contrast: float = 0.35,
 ) -> Mammogram:
     """Draw a mammogram; the same arguments give the same image, to the bit.
 
@@ -72,13 +72,13 @@ def make_mammogram(
     """
     rng = np.random.default_rng([seed, 0x3A330])
     outline = _breast(size, rng)
-    image = (0.35 + 0.10 * power_law(size, rng)).astype(np.float32)
+    image = (0.35 + 0.07 * power_law(size, rng)).astype(np.float32)
     y, x = np.indices(size, dtype=np.float32)
     for _ in range(4):  # soft blobs, of any size and faint
         at, radius = _place(outline, 0.0, rng), rng.uniform(*diameters)
         away = np.hypot(y - at[0], x - at[1])
-        image += np.float32(rng.uniform(0.3, 0.8) * contrast) * np.exp(-((away / radius) ** 2))
-    for _ in range(12):  # lines of a spicule's width that meet nowhere
+        image += np.float32(rng.uniform(0.2, 0.5) * contrast) * np.exp(-((away / radius) ** 2))
+    for _ in range(8):  # lines of a spicule's width that meet nowhere
         _line(image, _place(outline, 0.0, rng), rng.uniform(0, np.pi), rng.uniform(*diameters), contrast, rng)
     masks = np.zeros((2, *size), bool)
     taken: list[tuple[float, float]] = []
@@ -127,7 +127,7 @@ def lesion(radius: float, spiculated: bool, rng: np.random.Generator) -> Floats:
     half = int(np.ceil(2 * radius))
     y, x = np.indices((2 * half + 1, 2 * half + 1)) - half
     away = np.hypot(y, x)
-    made = 1 / (1 + np.exp((away - radius) / (0.12 * radius)))
+    made = 1 / (1 + np.exp((away - radius) / (0.04 * radius)))
     # Drawn for round lesions too, so that what comes after is the same.
     angles = (np.arange(14) + rng.uniform(-0.3, 0.3, 14)) * 2 * np.pi / 14
     if spiculated:

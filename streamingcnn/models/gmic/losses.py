@@ -21,11 +21,18 @@ __all__ = ["GLAMLoss", "GMICLoss"]
 
 
 class _Loss(nn.Module):
-    def __init__(self, beta: float, reduction: str, auxiliary: float, positive_weight: Sequence[float] | None) -> None:
+    def __init__(
+        self,
+        beta: float,
+        reduction: str,
+        auxiliary: float,
+        positive_weight: Sequence[float] | None,
+        mean_scale: float,
+    ) -> None:
         super().__init__()
         if reduction not in ("sum", "mean"):
             raise ValueError(f"reduction='{reduction}'; needed is 'sum' or 'mean' of the saliency maps")
-        self.beta, self.reduction, self.auxiliary = beta, reduction, auxiliary
+        self.beta, self.reduction, self.auxiliary, self.mean_scale = beta, reduction, auxiliary, mean_scale
         self.register_buffer(
             "positive_weight", None if positive_weight is None else torch.tensor(positive_weight), persistent=False
         )
@@ -42,7 +49,7 @@ class _Loss(nn.Module):
         ]
         for p in probabilities:
             factor = 1.0 if weight is None else 1.0 + (wanted > 0.5) * (weight.to(p) - 1.0)
-            each.append(F.binary_cross_entropy(p, wanted.to(p), reduction="none") * factor)
+            each.append(_cross_entropy(p, wanted) * factor)
         counts = known.sum(0).clamp(min=1)
         # Where, not times: what is unknown must not be NaN times zero.
         return torch.stack([(torch.where(known, e, 0.0).sum(0) / counts).sum() for e in each]).sum()
@@ -66,6 +73,8 @@ class GMICLoss(_Loss):
             advises. Between the two lies the number of cells: 10^-4.5 for the one is about 0.1 for the other.
         auxiliary: how much the mean logit of each map counts; 0 is as published.
         positive_weight: of positive labels, one per class; None: 1.
+        mean_scale: how many times the mean logit is taken for the auxiliary term. Of a lesion that fills a hundredth of
+            the map little is left in the mean; with 10 the term is content before the whole map has turned.
 
     Labels are (N, classes) of 0 and 1; what is unknown is NaN or below 0, and adds nothing.
     """
@@ -76,15 +85,18 @@ class GMICLoss(_Loss):
         reduction: str = "sum",
         auxiliary: float = 0.0,
         positive_weight: Sequence[float] | None = None,
+        mean_scale: float = 1.0,
     ) -> None:
-        super().__init__(beta, reduction, auxiliary, positive_weight)
+        super().__init__(beta, reduction, auxiliary, positive_weight, mean_scale)
 
     def forward(self, result: GMICResult, labels: Tensor) -> Tensor:
         """A number."""
         logits = [result.local_logits] + ([] if result.logits is None else [result.logits])
         loss = self._answers(labels, [result.y_global], logits) + self.beta * self._size(result.saliency)
         if self.auxiliary:
-            loss = loss + self.auxiliary * self._answers(labels, [], [result.saliency_logits.flatten(2).mean(2)])
+            loss = loss + self.auxiliary * self._answers(
+                labels, [], [self.mean_scale * result.saliency_logits.flatten(2).mean(2)]
+            )
         return loss
 
 
@@ -106,8 +118,9 @@ class GLAMLoss(_Loss):
         reduction: str = "mean",
         auxiliary: float = 0.0,
         positive_weight: Sequence[float] | None = None,
+        mean_scale: float = 1.0,
     ) -> None:
-        super().__init__(beta, reduction, auxiliary, positive_weight)
+        super().__init__(beta, reduction, auxiliary, positive_weight, mean_scale)
 
     def forward(self, result: GLAMResult, labels: Tensor) -> Tensor:
         """A number."""
@@ -116,10 +129,22 @@ class GLAMLoss(_Loss):
         for maps in (*result.scales, result.local_maps):
             loss = loss + self.beta * self._size(maps)
         if self.auxiliary:
-            means = [each.flatten(2).mean(2) for each in result.scale_logits]
-            means.append(result.local_logits.transpose(1, 2).flatten(2).mean(2))
+            means = [self.mean_scale * each.flatten(2).mean(2) for each in result.scale_logits]
+            means.append(self.mean_scale * result.local_logits.transpose(1, 2).flatten(2).mean(2))
             loss = loss + self.auxiliary * self._answers(labels, [], means)
         return loss
+
+
+def _cross_entropy(p: Tensor, wanted: Tensor) -> Tensor:
+    """The binary cross-entropy of probabilities, each by itself; that of NaN is NaN.
+
+    PyTorch refuses NaN here, on CUDA with an assertion that ends the process, and refuses all under autocast.
+    """
+    with torch.autocast(p.device.type, enabled=False):
+        p = p if p.dtype == torch.float64 else p.float()
+        unknown = p.isnan()
+        loss = F.binary_cross_entropy(p.masked_fill(unknown, 0.5), wanted.to(p), reduction="none")
+        return loss.masked_fill(unknown, float("nan"))
 
 
 def _as(weight: Tensor | None, like: Tensor) -> Tensor | None:

@@ -1,0 +1,140 @@
+"""The table of all seeds that were run, and the bars: reached or missed.
+
+    python -m examples.mammography.table runs/mammography
+
+Writes ``table.md`` and ``table.csv`` into the folder, and prints the first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from examples.mammography.judge import CLASSES
+from streamingcnn.files import whole_file
+
+Results = dict[int, dict[str, Any]]
+
+
+def read(folder: Path) -> Results:
+    """The results of each seed."""
+    found = {int(p.parent.name.split("_")[1]): json.loads(p.read_text()) for p in folder.glob("seed_*/results.json")}
+    if not found:
+        raise SystemExit(f"{folder} has no seed_*/results.json; run python -m examples.mammography.run first")
+    return dict(sorted(found.items()))
+
+
+def values(results: Results, way: str, *keys: str) -> list[float]:
+    """A figure of each seed that has it, such as ``values(results, "GMIC", "auc", "malignant")``."""
+    made = []
+    for seed in results.values():
+        each: Any = seed.get(way)
+        for key in keys:
+            each = None if each is None else each.get(key)
+        if each is not None:
+            made.append(float(each))
+    return made
+
+
+def shown(figures: list[float]) -> str:
+    """The mean, and each seed."""
+    if not figures:
+        return "not run"
+    mean = f"{np.mean(figures):.3f}"
+    return mean if len(figures) == 1 else f"{mean} ({', '.join(f'{each:.3f}' for each in figures)})"
+
+
+def rows_of(results: Results) -> tuple[list[list[str]], list[list[str]]]:
+    """The rows of AUC and those of Dice."""
+    names = list(dict.fromkeys(name for seed in results.values() for name in seed))
+    areas, overlaps = [], []
+    for name in names:
+        if values(results, name, "auc", "malignant"):
+            seconds = values(results, name, "seconds")
+            row = [shown(values(results, name, "auc", c)) for c in CLASSES[::-1]]
+            areas.append([name, *row, f"{np.mean(seconds):.0f} s"])
+        maps = dict.fromkeys(m for seed in results.values() for m in seed.get(name, {}).get("dice", {}))
+        for each in maps:
+            shape = "x".join(str(n) for n in results[next(iter(results))][name].get("cells", []))
+            called = f"best choice of GMIC's {shape} cells" if each == "grid" else each
+            called = name if name.startswith(("GLAM,", "GMIC,")) and each != "GLAM global" else called
+            if not (name.startswith("GLAM,") and each == "GLAM global"):
+                overlaps.append([called, *(shown(values(results, name, "dice", each, c)) for c in CLASSES[::-1])])
+    return areas, overlaps
+
+
+def bars(results: Results) -> list[str]:
+    """What was to be shown, with the means over the seeds."""
+
+    def mean(*keys: str) -> float:
+        found = values(results, *keys)
+        return float(np.mean(found)) if found else float("nan")
+
+    whole = mean("GMIC", "auc", "malignant")
+    part = max(
+        (mean(name, "auc", "malignant") for seed in results.values() for name in seed if name.startswith("GMIC, 1/")),
+        default=float("nan"),
+    )
+    made = [
+        bar("GMIC's AUC of malignant, at least 0.90", whole, 0.90),
+        bar("GMIC's AUC of malignant above that at the smaller size, by at least 0.05", whole - part, 0.05),
+    ]
+    for c in CLASSES[::-1]:
+        full = mean("GLAM", "dice", "GLAM", c)
+        made.append(
+            bar(
+                f"GLAM's Dice of {c} over that of GMIC's map, at least 2",
+                full / mean("GMIC", "dice", "GMIC's map", c),
+                2,
+            )
+        )
+        made.append(
+            bar(f"GLAM's Dice of {c} over that of the CAM, at least 1.1", full / mean("CAM", "dice", "CAM", c), 1.1)
+        )
+    return made
+
+
+def bar(what: str, figure: float, least: float) -> str:
+    """One line."""
+    verdict = "not run" if np.isnan(figure) else "reached" if figure >= least else "MISSED"
+    return f"- {what}: {figure:.3f}, {verdict}"
+
+
+def markdown(rows: list[list[str]], header: list[str]) -> str:
+    """A table in Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(row) + " |" for row in lines)
+
+
+def main() -> None:
+    """Write and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="that `run` wrote its seeds to")
+    folder = parser.parse_args().folder
+    results = read(folder)
+    areas, overlaps = rows_of(results)
+    heads = (["", "malignant", "benign", "training"], ["", "malignant", "benign"])
+    text = "\n\n".join(
+        [
+            f"Seeds {', '.join(map(str, results))}; means, and each seed in brackets.",
+            "Test AUC:\n\n" + markdown(areas, heads[0]),
+            "Mean Dice over the test images that hold the class:\n\n" + markdown(overlaps, heads[1]),
+            "\n".join(bars(results)),
+        ]
+    )
+    with whole_file(folder / "table.md") as partial:
+        partial.write_text(text + "\n")
+    with whole_file(folder / "table.csv") as partial, partial.open("w", newline="") as file:
+        csv.writer(file).writerows(
+            [["measure", *heads[0]], *(["AUC", *r] for r in areas), *(["Dice", *r] for r in overlaps)]
+        )
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
