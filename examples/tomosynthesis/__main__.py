@@ -106,8 +106,10 @@ def main() -> None:
     options = parser.parse_args()
     settings = tomllib.loads(options.config.read_text())
     torch.set_num_threads(settings["threads"])
+    # A pilot's volumes are in none of the splits that figures are taken on.
+    first = 1_000_000 if options.pilot else 0
     training, validation = (
-        volumes.examples(volumes.drawn(split, settings["volumes"]), split) for split in ("train", "validation")
+        volumes.examples(volumes.drawn(split, settings["volumes"], first), split) for split in ("train", "validation")
     )
     nets = {}
     for seed in options.seeds:
@@ -116,7 +118,7 @@ def main() -> None:
             nets[seed, name] = train(name, seed, settings, training, validation)
             torch.save(nets[seed, name].state_dict(), options.out / str(seed) / f"{name}.pt")
     split = "validation" if options.pilot else "test"
-    truths = volumes.drawn(split, settings["volumes"])
+    truths = volumes.drawn(split, settings["volumes"], first)
     judged = validation if options.pilot else volumes.examples(truths, split)
     results: dict[str, dict[str, list[float]]] = {name: {kind: [] for kind in CLASSES} for name in options.models}
     for (seed, name), net in nets.items():

@@ -1,6 +1,6 @@
 """The three networks that are compared; each looks at a volume (N, 1, D, H, W) and gives a probability per class.
 
-gmic3d      3D-GMIC: slices through a streamed trunk, windows and highest cells over the whole volume
+gmic3d      3D-GMIC: slices streamed through the trunk, windows and highest cells over the whole volume
 maximum     GMIC with the same trunk and local network, on the maximum over the slices: the volume as one image
 slices      a ResNet on every slice, trained and judged by the slice with the highest answer
 """
@@ -47,7 +47,8 @@ def make(name: str, settings: dict[str, Any]) -> nn.Module:
         local=local,
         **options,
     )
-    return stream(_even(model), "ds_net", memory=settings["memory"])
+    # Slices are streamed through depth by the model; tiles of a slice are streamed where a budget is given.
+    return stream(_even(model), "ds_net", memory=settings["memory"]) if settings["memory"] else _even(model)
 
 
 def _even(model: nn.Module) -> nn.Module:

@@ -20,10 +20,10 @@ FIRST = {"train": 0, "validation": 100_000, "test": 200_000}
 def drawn(split: str, settings: dict[str, Any], first: int = 0) -> list[Volume]:
     """The volumes of a split, which are rendered when they are asked for."""
     kinds = [(bool(n // 2 % 2), bool(n % 2)) for n in range(settings[split])]
-    size, diameters = tuple(settings["size"]), tuple(settings["diameters"])
-    begin = FIRST[split] + first
+    options = {key: settings[key] for key in ("contrast", "lines")}
+    options |= {key: tuple(settings[key]) for key in ("size", "diameters")}
     return [
-        make_volume(begin + n, benign=benign, malignant=malignant, size=size, diameters=diameters)
+        make_volume(first + FIRST[split] + n, benign=benign, malignant=malignant, **options)
         for n, (benign, malignant) in enumerate(kinds)
     ]
 
