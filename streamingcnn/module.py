@@ -27,6 +27,7 @@ from .fingerprint import capture_key
 from .graph import Given, Graph
 from .maps import Sink, SourceMap
 from .memory import format_bytes
+from .ops.noise import torch_states
 from .ops.rule import Value
 from .part import Part
 from .places import Offload, parse_offload
@@ -346,7 +347,7 @@ class StreamingModule(nn.Module):
         runner = self._runner(graph, plan, key, needs, device)
         if self.partition is not None:
             said, drawn = _described(graph, plan, needs, leaves, self.training), fixed.get("seed")
-            drawn, state = self.partition.agree(said, (drawn, _generators(device) if graph.draws else None))
+            drawn, state = self.partition.agree(said, (drawn, torch_states(device) if graph.draws else None))
             if graph.noises:
                 self.last_seed = fixed["seed"] = drawn
             if state is not None:
@@ -489,11 +490,6 @@ def _of_part(part: Part) -> Tensor:
 def _stood_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The arguments of a call with a tensor without pixels in place of each source and part."""
     return pytree.tree_map_only(Part, _of_part, pytree.tree_map_only(Source, _stand_in, (args, kwargs)))
-
-
-def _generators(device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Where torch's generators stand that plain nodes on a device draw from."""
-    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
 
 def _described(

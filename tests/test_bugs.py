@@ -23,6 +23,7 @@ from streamingcnn.comparison import compare
 from streamingcnn.memory import LiveBytes
 from streamingcnn.models import GMIC, ResNet
 from streamingcnn.models.gmic import GMICLoss
+from streamingcnn.models.gmic.depth import by_slices
 from streamingcnn.models.resnet import BasicBlock
 from streamingcnn.plan.choose import choose_tiles
 from streamingcnn.plan.peak import exact_peak
@@ -237,3 +238,18 @@ def test_the_loss_of_a_mammogram_with_a_nan_pixel_is_nan(autocast: bool) -> None
         assert GMICLoss()(model(image), labels).isfinite()
         image[0, 0, 5, 5] = float("nan")
         assert GMICLoss()(model(image), labels).isnan()
+
+
+def test_slices_that_run_again_drop_the_same_pixels() -> None:
+    """The second run, in the backward pass, drew new dropout masks: gradients were those of another network."""
+    trunk = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Dropout(0.5), nn.Conv2d(3, 2, 3)).double()
+    volume = torch.randn(1, 1, 4, 9, 9, dtype=torch.float64)
+    gradients = []
+    for made in (
+        lambda: by_slices(trunk, volume, 1),
+        lambda: torch.stack([trunk(volume[:, :, z]) for z in range(4)], 1),
+    ):
+        torch.manual_seed(7)
+        gradients.append(torch.autograd.grad((made() ** 2).sum(), list(trunk.parameters())))
+    for streamed, plain in zip(*gradients, strict=True):
+        torch.testing.assert_close(streamed, plain, rtol=1e-10, atol=1e-12)

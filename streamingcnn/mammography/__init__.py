@@ -8,9 +8,11 @@ table.py         images with paths, labels and masks
 measures.py      Dice and pixel average precision of saliency maps
 predictions.py   the table of what was said of each image
 overlay.py       pictures: saliency, outlines, crops
+film.py          a volume as a picture per slice and as a GIF
 """
 
 from streamingcnn.mammography.breast import Breast, find_breast
+from streamingcnn.mammography.film import film, slice_picture
 from streamingcnn.mammography.measures import best_threshold, dice, pixel_average_precision
 from streamingcnn.mammography.overlay import overlay, picture
 from streamingcnn.mammography.predictions import write_predictions
@@ -26,12 +28,14 @@ __all__ = [
     "best_window",
     "cut_window",
     "dice",
+    "film",
     "find_breast",
     "overlay",
     "picture",
     "pixel_average_precision",
     "read_exams",
     "read_image",
+    "slice_picture",
     "standardised",
     "write_predictions",
 ]

@@ -33,6 +33,7 @@ def overlay(
     *,
     limits: tuple[float, float] = (0.0, 1.0),
     opacity: float = 0.6,
+    window: tuple[float, float] | None = None,
 ) -> Image.Image:
     """An image in grey, the saliency of each class over it in its colour, the outlines of masks on top.
 
@@ -48,6 +49,7 @@ def overlay(
         masks: (classes, H, W), true where lesions are.
         limits: the saliency that is transparent and the one that is densest.
         opacity: of the densest, 0 to 1.
+        window: the values that become black and white, in place of the lowest and highest.
 
     Raises:
         ValueError: shapes do not belong together, or there are more than four classes.
@@ -60,8 +62,8 @@ def overlay(
             raise ValueError(f"{name} of shape {given.shape}; needed is (classes, height, width), 4 classes at most")
     if masks is not None and masks.shape[1:] != pixels.shape:
         raise ValueError(f"masks of shape {masks.shape} over an image of {pixels.shape}; needed is the image's size")
-    low, high = float(np.nanmin(pixels)), float(np.nanmax(pixels))
-    grey = 255 * (np.nan_to_num(pixels, nan=low) - low) / max(high - low, 1e-12)
+    low, high = window or (float(np.nanmin(pixels)), float(np.nanmax(pixels)))
+    grey = 255 * np.clip((np.nan_to_num(pixels, nan=low) - low) / max(high - low, 1e-12), 0, 1)
     made = np.repeat(grey[..., None], 3, 2)
     for colour, each in zip(COLOURS, () if saliency is None else saliency, strict=False):
         share = np.clip((np.asarray(each, np.float64) - limits[0]) / max(limits[1] - limits[0], 1e-12), 0, 1)

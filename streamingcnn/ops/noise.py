@@ -38,6 +38,15 @@ def _splitmix(z: Words) -> Words:
     return z ^ (z >> np.uint64(31))
 
 
+def torch_states(device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Where torch's own generators stand, from which noise without space is drawn, and the seed of the rest.
+
+    >>> torch.equal(torch_states(torch.device("cpu"))[0], torch.get_rng_state())
+    True
+    """
+    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+
 def dropout_mask(
     seed: int,
     layer: int,

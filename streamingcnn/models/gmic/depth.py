@@ -9,13 +9,12 @@ What is held between forward and backward is the small map of each slice, not wh
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from streamingcnn.again import recomputed
 from streamingcnn.boxes import Box
 from streamingcnn.sources.source import Source
 
@@ -64,7 +63,7 @@ def by_slices(trunk: nn.Module, volume: Tensor | Source, at_once: int | None) ->
                 "slice by slice; take GroupNorm, or norm.eval()"
             )
         parts = [SliceSource(volume, z) for z in range(depth)]
-    maps: list[Tensor] = [trunk(part) if at_once is None else _again(trunk, part) for part in parts]
+    maps: list[Tensor] = [trunk(part) if at_once is None else recomputed(trunk, part) for part in parts]
     if isinstance(volume, Tensor):
         joined: Tensor = torch.cat(maps).unflatten(0, (images, depth))
         return joined
@@ -74,44 +73,3 @@ def by_slices(trunk: nn.Module, volume: Tensor | Source, at_once: int | None) ->
 def _couples_slices(trunk: nn.Module) -> bool:
     kinds = (nn.BatchNorm2d, nn.SyncBatchNorm)
     return any(isinstance(m, kinds) and (m.training or not m.track_running_stats) for m in trunk.modules())
-
-
-def _again(trunk: nn.Module, part: Tensor | Source) -> Tensor:
-    parameters = [p for p in trunk.parameters() if p.requires_grad]
-    wanted = bool(parameters) or (isinstance(part, Tensor) and part.requires_grad)
-    if not (torch.is_grad_enabled() and wanted):
-        made: Tensor = trunk(part)
-        return made
-    return _Again.apply(trunk, part, *parameters)  # type: ignore[no-any-return, no-untyped-call]
-
-
-class _Again(torch.autograd.Function):
-    """A module without its graph; the graph is made in the backward pass.
-
-    torch.utils.checkpoint would do, but for a streamed module: what that one holds for its backward is no tensor that
-    autograd saved, which checkpoint could drop.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, trunk: Callable[..., Tensor], part: Tensor | Source, *parameters: Tensor) -> Tensor:
-        ctx.trunk = trunk
-        ctx.source = None if isinstance(part, Tensor) else part
-        # As saved tensors, so that a change in place between forward and backward is an error.
-        ctx.save_for_backward(*((part,) if isinstance(part, Tensor) else ()), *parameters)
-        kind = part.device.type if isinstance(part, Tensor) else parameters[0].device.type
-        known = torch.amp.is_autocast_available(kind)
-        ctx.autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)) if known else None
-        return trunk(part)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        saved = ctx.saved_tensors
-        parameters = list(saved if ctx.source is not None else saved[1:])
-        wants_image = ctx.needs_input_grad[1]
-        part = ctx.source if ctx.source is not None else saved[0].detach().requires_grad_(wants_image)
-        with torch.enable_grad(), torch.autocast(*ctx.autocast) if ctx.autocast else nullcontext():
-            made = ctx.trunk(part)
-        wanted = [*([part] if wants_image else []), *parameters]
-        found = torch.autograd.grad(made, wanted, gradients[0], allow_unused=True)
-        image, rest = (found[0], found[1:]) if wants_image else (None, found)
-        return (None, image, *rest)

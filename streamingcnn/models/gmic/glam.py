@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from streamingcnn.again import recomputed
 from streamingcnn.models.gmic.attention import repeated
 from streamingcnn.models.gmic.gmic import check_image, cut_out
 from streamingcnn.models.gmic.pooling import count_of, top_mean
@@ -75,6 +76,7 @@ class GLAM(nn.Module):
         local: from a crop to a fine map, with ``out_channels``; None is the published ResNet-34 that keeps stride 4
             (349 GMAC for a crop of 512 x 512). ``PyramidLocal()`` has the same stride for 20 GMAC.
         overlap: what holds where crops overlap: "max", "mean", or "last" as published.
+        recompute: the trunk runs again in the backward pass, as in :class:`~streamingcnn.models.GMIC`.
         reference_crops: crops over the border shifted, as in the published code.
     """
 
@@ -90,6 +92,7 @@ class GLAM(nn.Module):
         trunk: nn.Module | None = None,
         local: nn.Module | None = None,
         overlap: str = "max",
+        recompute: bool = False,
         reference_crops: bool = False,
     ) -> None:
         super().__init__()
@@ -98,7 +101,7 @@ class GLAM(nn.Module):
         self.in_channels, self.crop_shape, self.crops = in_channels, crop_shape, crops
         self.percent_t, self.local_t = percent_t, local_t
         self.overlap, self.reference_crops = overlap, reference_crops
-        self.global_network = _Global(classes, trunk or _published_trunk(in_channels))
+        self.global_network = _Global(classes, trunk or _published_trunk(in_channels), recompute)
         self.detection_network = _Local(classes, local or _published_local(3 if in_channels == 1 else in_channels))
 
     def forward(self, x: Tensor | Source) -> GLAMResult:
@@ -182,14 +185,15 @@ class GLAM(nn.Module):
 class _Global(nn.Module):
     """The trunk, and a map of logits per class for each of its three maps, all on the finest grid."""
 
-    def __init__(self, classes: int, trunk: nn.Module) -> None:
+    def __init__(self, classes: int, trunk: nn.Module, recompute: bool) -> None:
         super().__init__()
-        self.downsampling_branch = trunk
+        self.downsampling_branch, self.recompute = trunk, recompute
         channels: tuple[int, ...] = trunk.tap_channels  # type: ignore[assignment]
         self.postprocess_module = _Scales(classes, (*channels, int(trunk.out_channels)))  # type: ignore[arg-type]
 
     def forward(self, x: Tensor | Source) -> tuple[Tensor, Tensor, Tensor]:
-        logits: tuple[Tensor, Tensor, Tensor] = self.postprocess_module(*self.downsampling_branch(x))
+        maps = recomputed(self.downsampling_branch, x) if self.recompute else self.downsampling_branch(x)
+        logits: tuple[Tensor, Tensor, Tensor] = self.postprocess_module(*maps)
         return logits
 
 

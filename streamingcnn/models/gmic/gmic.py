@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from streamingcnn.again import recomputed
 from streamingcnn.models.gmic.attention import LooksCloser
 from streamingcnn.models.gmic.crops import crop, crop_source
 from streamingcnn.models.gmic.pooling import count_of, top_mean
@@ -79,6 +80,9 @@ class GMIC(LooksCloser):
         trunk: a network with ``out_channels`` from the image to one map; None is the published ResNet-22.
         local: a network with ``out_channels`` from a crop to a map; None is ResNet-18. A crop of one channel is
             repeated to the three that ResNet-18 has.
+        recompute: the trunk runs again in the backward pass, so that nothing of it lives while the crops are looked at.
+            The same numbers for the memory of the trunk or of the crops, whichever is more, and for one more forward
+            pass of the trunk.
         reference_crops: crops over the border shifted, and windows of no score counted, as in the published code.
 
     The input is (N, in_channels, H, W) of any size from which the trunk makes a map, or a source. Names and shapes of
@@ -95,11 +99,12 @@ class GMIC(LooksCloser):
         percent_t: float = 0.02,
         trunk: nn.Module | None = None,
         local: nn.Module | None = None,
+        recompute: bool = False,
         reference_crops: bool = False,
     ) -> None:
         super().__init__(classes, in_channels, local)
         self.in_channels, self.crop_shape, self.crops = in_channels, crop_shape, crops
-        self.percent_t, self.reference_crops = percent_t, reference_crops
+        self.percent_t, self.recompute, self.reference_crops = percent_t, recompute, reference_crops
         self.ds_net = trunk or ResNet22(in_channels)
         channels = int(self.ds_net.out_channels)  # type: ignore[arg-type]
         self.left_postprocess_net = SaliencyMap(channels, classes)
@@ -108,7 +113,7 @@ class GMIC(LooksCloser):
     def forward(self, x: Tensor | Source) -> GMICResult:
         """The answer and all that it was made from; see :class:`GMICResult`."""
         height, width = check_image(x, self.in_channels, 2)
-        features = self.ds_net(x)
+        features = recomputed(self.ds_net, x) if self.recompute else self.ds_net(x)
         logits = self.left_postprocess_net(features)
         saliency = torch.sigmoid(logits)
         cells = saliency.shape[2:]

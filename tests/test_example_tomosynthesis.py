@@ -1,0 +1,83 @@
+"""Volumes as pictures, and the tomosynthesis example from end to end on tiny volumes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from streamingcnn.mammography import film, slice_picture
+from streamingcnn.synthetic.tomosynthesis import make_volume
+
+
+def test_a_gif_holds_every_slice_with_its_saliency_and_the_outlines(tmp_path: Path) -> None:
+    volume = make_volume(1, malignant=True, size=(5, 64, 48), diameters=(16, 20))
+    pixels, z = volume.array(), volume.lesions[0][1]
+    saliency, masks = np.zeros((2, 5, 4, 3)), np.stack([volume.mask(k) for k in range(5)], 1)
+    saliency[1, z, 0, 2] = 1.0
+    path = film(tmp_path / "volume.gif", pixels, saliency, masks, scale=2)
+    with Image.open(path) as made:
+        assert made.n_frames == 5 and made.size == (96, 128) and made.info["loop"] == 0
+        reds = []
+        for frame in range(5):
+            made.seek(frame)
+            colour = np.array(made.convert("RGB")).astype(int)[2:30, 66:94]
+            reds.append(int((colour[..., 0] - colour[..., 1]).mean()))
+    assert int(np.argmax(reds)) == z and reds[z] > 60 > 10 > max(red for k, red in enumerate(reds) if k != z)
+
+
+def test_black_and_white_are_the_same_in_every_slice() -> None:
+    volume = np.zeros((2, 32, 24))
+    volume[0, 16, 12], volume[1, 16, 12] = 1.0, 0.5
+    assert [np.array(slice_picture(volume, z))[16, 12, 0] for z in (0, 1)] == [255, 128]
+    with pytest.raises(ValueError, match="slice 2 of a volume of shape"):
+        slice_picture(volume, 2)
+    with pytest.raises(ValueError, match=r"needed is .classes, 2 slices, height, width"):
+        slice_picture(volume, 0, np.zeros((2, 4, 3)))
+
+
+def test_a_volume_of_more_contrast_and_lines_is_the_same_volume() -> None:
+    plain, other = (make_volume(3, malignant=True, size=(6, 96, 64), lines=lines) for lines in (0, 30))
+    assert plain.lesions == other.lesions
+    away = np.abs(other.array() - plain.array())
+    assert 0.05 < (away > 0.02).mean() < 0.6 and float(away.max()) <= 0.25
+    stronger = make_volume(3, malignant=True, size=(6, 96, 64), contrast=0.4, lines=0)
+    _, z, row, column, _ = plain.lesions[0]
+    middle = (slice(round(row) - 3, round(row) + 4), slice(round(column) - 3, round(column) + 4))
+    assert stronger.slice(z)[middle].mean() > plain.slice(z)[middle].mean() + 0.05
+
+
+def test_the_example_trains_all_three_networks_and_draws(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from examples.tomosynthesis import __main__ as example
+
+    config = (example.HERE / "cpu.toml").read_text()
+    for whole, tiny in (
+        ("[24, 256, 192] ", "[4, 128, 96] "),
+        ("train = 64 ", "train = 4 "),
+        ("validation = 32", "validation = 4"),
+        ("test = 100", "test = 4"),
+        ("diameters = [32.0, 58.0]", "diameters = [16.0, 24.0]"),
+        ("crop = 96", "crop = 48"),
+        ("width = 16", "width = 8"),
+    ):
+        assert whole in config, f"cpu.toml has no longer {whole}"
+        config = config.replace(whole, tiny)
+    lines = [line if not line.startswith("epochs") else "epochs = 1" for line in config.splitlines()]
+    (tmp_path / "tiny.toml").write_text("\n".join(lines))
+    out = tmp_path / "out"
+    given = ["--config", str(tmp_path / "tiny.toml"), "--out", str(out), "--seeds", "5", "--slices", "2"]
+    monkeypatch.setattr(sys, "argv", ["tomosynthesis", *given])
+    example.main()
+    printed = capsys.readouterr().out
+    assert "| 3D-GMIC | malignant |" in printed and "- above the maximum projection: " in printed
+    results = json.loads((out / "results.json").read_text())
+    assert set(results) == {"seeds", "gmic3d", "maximum", "slices"} and len(results["slices"]["malignant"]) == 1
+    assert {path.name for path in (out / "pictures").iterdir()} == {"volume.gif", "crops.png", "slice_02.png"}
+    rows = (out / "5" / "gmic3d.csv").read_text().splitlines()
+    assert rows[0] == "image_index,benign_pred,malignant_pred,benign_label,malignant_label" and len(rows) == 5
