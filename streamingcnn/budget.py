@@ -9,6 +9,7 @@ a run that is resumed then makes the plans that it had.
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -58,6 +59,49 @@ class Budgets:
         self.frozen[call] = found.bytes
         logger.info('memory="auto" for %s: %s (%s)', call, format_bytes(found.bytes), found.source)
         return found.bytes
+
+    def lower(self, call: str, possible: Callable[[int], int]) -> None:
+        """Give a kind of call that ran out of memory less of it, and say so.
+
+        Args:
+            call: the kind of call, one of :attr:`failed`.
+            possible: of a budget the bytes of a plan that fits in it, or of the smallest plan where none does.
+        """
+        failed = self.failed.pop(call)
+        wanted = possible(int(LESS * failed))
+        said = f"the last step ({call}) ran out of memory with a plan of {format_bytes(failed)}"
+        if wanted >= failed:
+            warnings.warn(f"{said}, and there is no smaller one: this step tries the same again", stacklevel=5)
+            return
+        self.frozen[call] = wanted
+        warnings.warn(
+            f"{said}; it is planned anew for {format_bytes(wanted)}. Give memory={wanted} to begin with that, or "
+            "load_plan_state() from a checkpoint",
+            stacklevel=5,
+        )
+
+    def explained(self, call: str, taken: int, tiles: int, fixed: str | None, said: str) -> StepMemoryError:
+        """What a step says that ran out of memory; the next one of its kind will take less.
+
+        Args:
+            call: the kind of call.
+            taken: the bytes of its plan, of so many ``tiles``.
+            fixed: why the next plan will be the same, and what to do; None where it will take less.
+            said: the allocator's own words.
+        """
+        budget = self.frozen.get(call, None if isinstance(self.given, str) else self.given)
+        if fixed is None:
+            self.failed[call] = taken
+        then = fixed or f"the next step is planned for {format_bytes(LESS * taken)}"
+        made_for = "no budget" if budget is None else f"a budget of {format_bytes(budget)}"
+        return StepMemoryError(
+            f"a streamed step ({call}) ran out of memory. Its plan was made for {made_for} and takes "
+            f"{format_bytes(taken)} beside parameters and image, in {tiles} tiles. No gradient of this module was "
+            "changed; those of layers after it may have been, so call optimizer.zero_grad() before the step is run "
+            f"again; {then}. It was: {said}",
+            taken,
+            budget,
+        )
 
     def state(self) -> dict[str, int]:
         """What a checkpoint should hold."""

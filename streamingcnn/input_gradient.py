@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from streamingcnn.boxes import Box, intersect, relative, sizes
+from streamingcnn.given import device_of, values_given
 from streamingcnn.graph import Graph
 from streamingcnn.maps import Gradients
 from streamingcnn.module import StreamingModule
@@ -74,9 +75,9 @@ def input_gradient(
         raise ValueError(f"{source!r} has {source.dtype} pixels, which have no gradient; wrap it in ScaledSource")
     with torch.enable_grad():
         graph, plan, _, content = net._planned((source,), {})
-    tensors, fixed = net._given(graph, [source])
+    tensors, fixed = values_given(net.module, graph, [source])
     runner = Runner(
-        graph, list(plan.steps), requiring(graph, {graph.image.name}), net._device().type, net._offload.folder
+        graph, list(plan.steps), requiring(graph, {graph.image.name}), device_of(net.module).type, net._offload.folder
     )
     sharing = share(runner.steps, graph.image, content)
     if graph.noises:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,29 +15,24 @@ from torch.utils import _pytree as pytree
 
 from .ahead import Reading
 from .alone import ALONE
-from .budget import LESS, Budgets, guarded, kind_of_call
+from .budget import Budgets, guarded, kind_of_call
 from .capture import capture
 from .compiled import Compiler
-from .constant import constant_blocks_in
 from .errors import StepMemoryError
 from .fingerprint import capture_key
-from .graph import Given, Graph
+from .given import content_of, device_of, stood_in, values_given
+from .graph import Graph
 from .maps import Sink, SourceMap
-from .memory import format_bytes
-from .ops.noise import torch_states
 from .ops.rule import Value
 from .part import Part
 from .places import Offload, parse_offload
-from .plan.identity import graph_hash
-from .plan.plan import Plan, check_tile, make_plan
+from .plan.plan import Plan, check_tile, make_plan, possible
 from .plan.saved import SavedPlan, chosen
-from .plan.search import BudgetError
-from .plan.stages import Stage
 from .predict import predict, writing
 from .probe import refuse_early
 from .runner import Runner, requiring
 from .signature import Content, Sharing, TilesRun, share
-from .sources.source import ConstantBlocks, Source, constant_blocks_of, said_by
+from .sources.source import said_by
 from .stream import Job, StreamFunction
 
 if TYPE_CHECKING:
@@ -143,7 +135,7 @@ class StreamingModule(nn.Module):
             self.partition.broadcast(module)
         found = None
         if self.partition is not None and memory == "auto":
-            found = self.partition.least_available(self._device())
+            found = self.partition.least_available(device_of(self.module))
         self._budgets = Budgets(memory, found)
         self.training = module.training
         #: The seed that the last forward's dropouts drew, or None.
@@ -211,18 +203,19 @@ class StreamingModule(nn.Module):
         self, args: tuple[Any, ...], kwargs: dict[str, Any], to_file: bool = False
     ) -> tuple[Graph, Plan, Any, Content]:
         leaves = pytree.tree_leaves((args, kwargs))
-        args, kwargs = _stood_in(args, kwargs)
+        args, kwargs = stood_in(args, kwargs)
         key = capture_key(self.module, args, kwargs)
         graph = _remembered(self._graphs, key, lambda: capture(self.module, args, kwargs))
         if to_file:
             key, captured = (key, "to a file"), graph
             graph = _remembered(self._graphs, key, lambda: writing(captured))
-        content = _content(graph, leaves)
+        content = content_of(graph, leaves)
         if self.partition is not None:
             content = Content(sources=content.sources)
         call, device = self._call(args, kwargs)
         if call in self._budgets.failed:
-            self._lower(graph, call, self._offload.on(device), content)
+            where, size = self._offload.on(device), graph
+            self._budgets.lower(call, lambda wanted: possible(size, wanted, self.tile, where, content))
         budget = self._budgets.of(call, device)
         choices = (self.tile, self.stored, self.keep, budget, self._offload.on(device))
         # A budget is searched for each source by itself: how much of it is constant decides what fits.
@@ -243,7 +236,7 @@ class StreamingModule(nn.Module):
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, torch.device]:
         """What kind of call this is, and the device it is for."""
-        leaves = pytree.tree_leaves(_stood_in(args, kwargs))
+        leaves = pytree.tree_leaves(stood_in(args, kwargs))
         tensors = (leaf for leaf in chain(leaves, self.module.parameters()) if isinstance(leaf, Tensor))
         device = next((tensor.device for tensor in tensors if not tensor.is_meta), torch.device("cpu"))
         return kind_of_call(leaves, device, self.training), device
@@ -270,48 +263,14 @@ class StreamingModule(nn.Module):
         """Take budgets over from :meth:`plan_state`; what is not in them is found anew."""
         self._budgets.load(state)
 
-    def _lower(self, graph: Graph, call: str, where: str, content: Content) -> None:
-        """Give a kind of call that ran out of memory less of it, and say so."""
-        failed = self._budgets.failed.pop(call)
-        wanted: int | None = int(LESS * failed)
-        try:
-            make_plan(graph, self.tile, memory=wanted, where=where, content=content)
-        except BudgetError as error:
-            wanted = error.smallest if error.smallest < failed else None
-        if wanted is None:
-            warnings.warn(
-                f"the last step ({call}) ran out of memory with a plan of {format_bytes(failed)}, and there is no "
-                "smaller one: this step tries the same again",
-                stacklevel=4,
-            )
-            return
-        self._budgets.frozen[call] = wanted
-        warnings.warn(
-            f"the last step ({call}) ran out of memory with a plan of {format_bytes(failed)}; it is planned anew for "
-            f"{format_bytes(wanted)}. Give memory={wanted} to begin with that, or load_plan_state() from a checkpoint",
-            stacklevel=4,
-        )
-
-    def _explained(self, call: str, plan: Plan, said: str) -> StepMemoryError:
-        """What a step says that ran out of memory; the next one of its kind will take less."""
-        budget = self._budgets.frozen.get(call, None if self.memory == "auto" else self.memory)
-        assert not isinstance(budget, str)
+    def _explained(self, call: str, plan: Plan) -> Callable[[str], StepMemoryError]:
+        """How a step explains that it ran out of memory."""
+        fixed = None
         if self.given_plans:
-            then = "plan= fixes the plan: give memory= in its place, or a plan that was made for less"
+            fixed = "plan= fixes the plan: give memory= in its place, or a plan that was made for less"
         elif self.stored is not None or self.keep:
-            then = "stored= and keep= fix the plan: give memory= in their place, or a smaller tile="
-        else:
-            self._budgets.failed[call] = plan.peak_bytes
-            then = f"the next step is planned for {format_bytes(LESS * plan.peak_bytes)}"
-        made_for = "no budget" if budget is None else f"a budget of {format_bytes(budget)}"
-        return StepMemoryError(
-            f"a streamed step ({call}) ran out of memory. Its plan was made for {made_for} and takes "
-            f"{format_bytes(plan.peak_bytes)} beside parameters and image, in {plan.tiles} tiles. No gradient of this "
-            "module was changed; those of layers after it may have been, so call optimizer.zero_grad() before the step "
-            f"is run again; {then}. It was: {said}",
-            plan.peak_bytes,
-            budget,
-        )
+            fixed = "stored= and keep= fix the plan: give memory= in their place, or a smaller tile="
+        return lambda said: self._budgets.explained(call, plan.peak_bytes, plan.tiles, fixed, said)
 
     def _runner(self, graph: Graph, plan: Plan, key: Any, needs: frozenset[str], device: torch.device) -> Runner:
         def make() -> Runner:
@@ -333,7 +292,7 @@ class StreamingModule(nn.Module):
         graph, plan, key, content = self._planned(args, kwargs)
         leaves = pytree.tree_leaves((args, kwargs))
         reading = Reading()
-        tensors, fixed = self._given(graph, leaves, reading)
+        tensors, fixed = values_given(self.module, graph, leaves, reading)
         if graph.noises:
             self.last_seed = int(torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64))
             fixed["seed"] = self.last_seed
@@ -343,22 +302,17 @@ class StreamingModule(nn.Module):
         needs = requiring(graph, differentiable)
         image = leaves[next(p for p, v in graph.inputs.items() if v is graph.image)]
         image = image.tensor if isinstance(image, Part) else image
-        device = image.device if isinstance(image, Tensor) else self._device()
+        device = image.device if isinstance(image, Tensor) else device_of(self.module)
         runner = self._runner(graph, plan, key, needs, device)
         if self.partition is not None:
-            said, drawn = _described(graph, plan, needs, leaves, self.training), fixed.get("seed")
-            drawn, state = self.partition.agree(said, (drawn, torch_states(device) if graph.draws else None))
+            drawn = self.partition.agree_on_step(graph, plan, needs, leaves, self.training, fixed.get("seed"), device)
             if graph.noises:
                 self.last_seed = fixed["seed"] = drawn
-            if state is not None:
-                torch.set_rng_state(state[0])
-                if state[1] is not None:
-                    torch.cuda.set_rng_state(state[1], device)
         sharing = share(runner.steps, graph.image, content)
         filled = next((said for leaf in leaves if (said := said_by(leaf, "filled")) is not None), None)
         self.last_run = replace(sharing.statistics(runner.steps), filled=filled, reading=reading)
         plan = replace(plan, steps=tuple(runner.steps), sharing=sharing)
-        explain = partial(self._explained, self._call(args, kwargs)[0], plan)
+        explain = self._explained(self._call(args, kwargs)[0], plan)
         returned = {o.name for o in graph.outputs if isinstance(o, Value) and isinstance(fixed.get(o.name), SourceMap)}
         if any(output.name in needs for output in runner.outputs):
             job = Job(runner, values, fixed, sharing, explain=explain)
@@ -407,48 +361,18 @@ class StreamingModule(nn.Module):
         with torch.no_grad():
             graph, plan, key, content = self._planned((image,), {}, to_file=True)
             reading = Reading()
-            tensors, fixed = self._given(graph, [image], reading)
+            tensors, fixed = values_given(self.module, graph, [image], reading)
             if graph.noises:
                 fixed["seed"] = 0
-            device = image.device if isinstance(image, Tensor) else self._device()
+            device = image.device if isinstance(image, Tensor) else device_of(self.module)
             runner = self._runner(graph, plan, key, frozenset(), device)
             sharing = share(runner.steps, graph.image, content)
             filled = said_by(image, "filled")
             self.last_run = replace(sharing.statistics(runner.steps), filled=filled, reading=reading)
             env = {**fixed, **{v.name: t.detach() for v, t in tensors.items()}}
             sinks = into(graph, plan, sharing)
-            explain = partial(self._explained, self._call((image,), {})[0], plan)
+            explain = self._explained(self._call((image,), {})[0], plan)
             return guarded(lambda: runner.forward(env, None, sharing, sinks), explain)
-
-    def _given(
-        self, graph: Graph, leaves: Sequence[Any], reading: Reading | None = None
-    ) -> tuple[dict[Value, Tensor], dict[str, Any]]:
-        """The tensors behind the graph's given values: those autograd saves, and the rest."""
-        mutated = {name for name, _ in graph.mutations}
-        tensors: dict[Value, Tensor] = {}
-        fixed: dict[str, Any] = {}
-        for node in graph.nodes.values():
-            if not isinstance(node, Given) or node.source == "seed":
-                continue
-            if node.source == "input" and isinstance(leaves[node.key], Tensor):
-                tensors[node.value] = leaves[node.key]
-            elif node.source == "input" and isinstance(leaves[node.key], Part):
-                tensors[node.value] = leaves[node.key].tensor
-            elif node.source == "input":
-                fixed[node.value.name] = SourceMap(node.value, leaves[node.key], self._device(), reading)
-            elif node.source == "parameter":
-                tensors[node.value] = self.module.get_parameter(node.key)
-            elif node.source == "buffer" and node.key not in mutated:
-                tensors[node.value] = self.module.get_buffer(node.key)
-            elif node.source == "buffer":
-                fixed[node.value.name] = self.module.get_buffer(node.key)
-            else:
-                fixed[node.value.name] = node.key
-        return tensors, fixed
-
-    def _device(self) -> torch.device:
-        """Where tiles of a source run: where the parameters are."""
-        return next((p.device for p in self.module.parameters()), torch.device("cpu"))
 
     def _update_buffers(self, graph: Graph, updates: Mapping[str, Any]) -> None:
         with torch.no_grad():
@@ -474,58 +398,6 @@ def _check_places(plans: Sequence[SavedPlan], offload: Offload) -> None:
         )
     if not on_disk and offload.where != "auto":
         raise ValueError(f'plan= says where maps live, and none is on disk; leave out offload="{offload}"')
-
-
-def _stand_in(source: Source) -> Tensor:
-    """A tensor of the shape and dtype of a source, without pixels."""
-    shape = tuple(source.shape) if source.axes.startswith("N") else (1, *source.shape)
-    return torch.empty(shape, dtype=source.dtype, device="meta")
-
-
-def _of_part(part: Part) -> Tensor:
-    """A tensor of the shape of a whole image, without pixels."""
-    return torch.empty(part.shape, dtype=part.tensor.dtype, device="meta", requires_grad=part.tensor.requires_grad)
-
-
-def _stood_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The arguments of a call with a tensor without pixels in place of each source and part."""
-    return pytree.tree_map_only(Part, _of_part, pytree.tree_map_only(Source, _stand_in, (args, kwargs)))
-
-
-def _described(
-    graph: Graph, plan: Plan, needs: frozenset[str], leaves: Sequence[Any], training: bool
-) -> dict[str, str]:
-    """What all ranks of a partition must have in common, in words and hashes."""
-    images = {p: v for p, v in graph.inputs.items() if v.spatial}
-    given = [type(leaves[p]).__name__ if isinstance(leaves[p], (Tensor, Part)) else "Source" for p in images]
-    stages = [(s.name, s.tile, s.way) for s in plan.steps if isinstance(s, Stage)]
-    return {
-        "image": ", ".join(f"{'x'.join(map(str, v.shape))} {v.dtype}" for v in images.values()),
-        "given as": ", ".join(given),
-        "mode": "training" if training else "evaluation",
-        "network": graph_hash(graph)[:12],
-        "plan": hashlib.sha256(repr(stages).encode()).hexdigest()[:12],
-        "gradients": hashlib.sha256(repr(sorted(needs)).encode()).hexdigest()[:12],
-    }
-
-
-def _content(graph: Graph, leaves: Sequence[Any]) -> Content:
-    """What is known of the images of a call; where an image's own gradient is wanted, each of its pixels is its own."""
-    constants: dict[str, ConstantBlocks] = {}
-    spatial = [(leaves[position], value) for position, value in graph.inputs.items() if value.spatial]
-    for leaf, value in spatial:
-        if value.name in graph.trained:
-            continue
-        if isinstance(leaf, Part):
-            continue
-        if isinstance(leaf, Tensor):
-            blocks = None if leaf.is_meta else constant_blocks_in(leaf, value.axes or ())
-        else:
-            blocks = constant_blocks_of(leaf)
-        if blocks is not None and blocks.share > 0:
-            blocks.check(value.extents)
-            constants[value.name] = blocks
-    return Content(constants, frozenset(value.name for leaf, value in spatial if not isinstance(leaf, (Tensor, Part))))
 
 
 def _remembered(cache: OrderedDict[Any, Made], key: Any, make: Callable[[], Made]) -> Made:

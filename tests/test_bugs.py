@@ -228,6 +228,8 @@ def test_a_dilated_max_pool_whose_last_window_hangs_over() -> None:
     module = nn.Sequential(nn.MaxPool2d(2, 3, 1, 2), nn.MaxPool2d(3, 3, 1, 2, ceil_mode=True))
     x = torch.randn(1, 1, 13, 7, dtype=torch.float64)
     assert max(row.error for row in compare(copy.deepcopy(module), StreamingModule(module, tile=7), x)) <= 1e-10
+
+
 @pytest.mark.parametrize("autocast", [False, True])
 def test_the_loss_of_a_mammogram_with_a_nan_pixel_is_nan(autocast: bool) -> None:
     """PyTorch's cross-entropy of probabilities refused NaN (on CUDA by ending the process), and all under autocast."""

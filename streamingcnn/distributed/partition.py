@@ -18,8 +18,11 @@ from ..alone import ALONE, Alone
 from ..available import available
 from ..boxes import Box, sizes
 from ..graph import Graph
+from ..ops.noise import torch_states
 from ..part import Part
+from ..plan.plan import Plan
 from ..plan.stages import Globals, Stage
+from .agreement import description
 from .link import Link, PartitionError
 from .member import Member
 from .ownership import Division, Layout
@@ -169,6 +172,29 @@ class Partition:
                     "the same image (or its own part of it) to the same network; nothing was computed"
                 )
         return everyone[0][1]
+
+    def agree_on_step(
+        self,
+        graph: Graph,
+        plan: Plan,
+        needs: frozenset[str],
+        leaves: Sequence[Any],
+        training: bool,
+        seed: int | None,
+        device: torch.device,
+    ) -> int | None:
+        """Make sure that all ranks run the same step, with the seed and the random numbers of the first.
+
+        Raises:
+            PartitionError: (on every rank) they are not about to.
+        """
+        said = description(graph, plan, needs, leaves, training)
+        drawn, state = self.agree(said, (seed, torch_states(device) if graph.draws else None))
+        if state is not None:
+            torch.set_rng_state(state[0])
+            if state[1] is not None:
+                torch.cuda.set_rng_state(state[1], device)
+        return drawn  # type: ignore[no-any-return]
 
     def broadcast(self, module: nn.Module) -> None:
         """Give every rank the parameters and buffers of the first.

@@ -230,6 +230,17 @@ def make_plan(
     return Plan(graph, tuple(align(steps, image_tile is not None) if content.constants else steps), ranks=ranks)
 
 
+def possible(
+    graph: Graph, memory: int, image_tile: int | Sequence[int] | None, where: str, content: Content = NOTHING
+) -> int:
+    """The budget itself where a plan fits in it, else the bytes of the smallest plan."""
+    try:
+        make_plan(graph, image_tile, memory=memory, where=where, content=content)
+    except BudgetError as error:
+        return error.smallest
+    return memory
+
+
 def _searched(graph: Graph, memory: int, image_tile: Sequence[int] | None, where: str, content: Content) -> Steps:
     """The fastest plan within a budget; "auto" weighs the device alone against the device and the host."""
     times, plans, smallest = times_of(graph.device), list[Steps](), list[BudgetError]()
