@@ -129,10 +129,17 @@ class Sampling:
             self.ratio = torch.tensor(1.0 / scale, dtype=self.dtype)
         else:
             self.ratio = torch.tensor(extent, dtype=self.dtype) / result
+        # Of the whole axis at once: a plan asks for them tile by tile.
+        self.all_taps, self.all_weights = self._taps()
+        reach = torch.stack(self.all_taps)
+        self.lowest, self.highest = reach.amin(0).numpy(), reach.amax(0).numpy()
 
     def taps(self, low: int, high: int) -> tuple[list[Tensor], list[Tensor]]:
         """Per tap of the kernel the source pixel and its weight, for each pixel of ``[low, high)``."""
-        pixel = torch.arange(low, high, dtype=self.dtype)
+        return [tap[low:high] for tap in self.all_taps], [weight[low:high] for weight in self.all_weights]
+
+    def _taps(self) -> tuple[list[Tensor], list[Tensor]]:
+        pixel = torch.arange(self.result, dtype=self.dtype)
         last = self.extent - 1
         if self.mode == "nearest":
             return [(pixel * self.ratio).floor().long().clamp(max=last)], []
@@ -149,8 +156,7 @@ class Sampling:
 
     def sources(self, low: int, high: int) -> Interval:
         """The hull of the source pixels of ``[low, high)``; both ends suffice, since coordinates only grow."""
-        taps = [tap for pixel in (low, high - 1) for tap in self.taps(pixel, pixel + 1)[0]]
-        return int(min(map(int, taps))), int(max(map(int, taps))) + 1
+        return int(self.lowest[low]), int(self.highest[high - 1]) + 1
 
     def related(self, low: int, high: int) -> Hashable:
         """Where the taps lie from the first pixel read, and their weights: all that :func:`_resample` works with."""
