@@ -30,7 +30,7 @@ from streamingcnn import Partition, StreamingModule, budget
 from streamingcnn.available import Available
 from streamingcnn.boxes import Box
 from streamingcnn.check import compare
-from streamingcnn.comparison import relative_errors
+from streamingcnn.comparison import relative_errors, run_step
 from streamingcnn.distributed import gathered, load_checkpoint, redistribute, save_checkpoint, summed
 from streamingcnn.errors import UnsupportedModuleError
 from streamingcnn.memory import LiveBytes
@@ -41,6 +41,9 @@ from streamingcnn.training.heads import MeanHead
 from streamingcnn.training.loop import Recipe, Training
 from streamingcnn.training.ranks import Ranks, joined
 from streamingcnn.training.tasks import Task
+from tests.fuzz import networks
+from tests.fuzz.draw import FromSeed
+from tests.fuzz.judge import against_plain
 from tests.networks import NETWORKS
 
 Case = dict[str, Any]
@@ -74,6 +77,24 @@ def table(names: list[str]) -> Iterator[Case]:
             yield {**case, "error": worst(copy.deepcopy(module), net, image, **more)}
         except UnsupportedModuleError as error:
             yield {**case, "refused": str(error)}
+
+
+def fuzz(names: list[str]) -> Iterator[Case]:
+    """Random networks (`tests.fuzz`) divided along one axis or two; two numbers among the names are their seeds."""
+    first, last = [int(name) for name in names if name.isdigit()] or (0, 8)
+    ranks = dist.get_world_size()
+    for seed in range(first, last):
+        case = networks.example(FromSeed(seed))
+        space = case.image.dim() - 2
+        grid = ranks == 4 and space > 1 and seed % 2 == 0
+        axes, parts = ([0, 1], (2, 2)) if grid else ([seed % space], (ranks,))
+        weights = [(1, 5, 2, 3)[:count] for count in parts] if seed % 3 == 0 else None
+        partition = Partition(None, axes, parts, weights, timeout=60)
+        net = StreamingModule(copy.deepcopy(case.net), tile=case.tile, partition=partition)
+        rows = against_plain(case, net, [run_step(net, case.image)])
+        errors = torch.tensor([max(error for _, error in rows)], dtype=torch.float64)
+        dist.all_reduce(errors, dist.ReduceOp.MAX)
+        yield {"case": f"seed {seed} on axes {axes} in {parts}, weights {weights}", "error": float(errors)}
 
 
 def layouts(_: list[str]) -> Iterator[Case]:
@@ -482,7 +503,7 @@ class _Failing:
 
 TASKS: dict[str, Callable[[list[str]], Iterator[Case]]] = {
     task.__name__: task
-    for task in (table, layouts, adjoint, traffic, memory, replicas, slides, checkpoints, restart, failing)
+    for task in (table, fuzz, layouts, adjoint, traffic, memory, replicas, slides, checkpoints, restart, failing)
 }
 
 

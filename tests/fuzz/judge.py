@@ -7,7 +7,7 @@ import copy
 import torch
 
 from streamingcnn import StreamingModule
-from streamingcnn.comparison import Row, rows_of, run_step, same_noise
+from streamingcnn.comparison import Row, Step, rows_of, run_step, same_noise
 from streamingcnn.plan.search import BudgetError
 from tests.fuzz.networks import Example
 
@@ -22,9 +22,14 @@ def judged(case: Example) -> tuple[StreamingModule, list[tuple[Row, float]]]:
     # One capture serves both; it takes longer than the steps.
     second._graphs.update(first._graphs)
     steps.append(run_step(second, case.image))
-    reference = run_step(copy.deepcopy(case.net), case.image, noise=same_noise(first))
+    return first, against_plain(case, first, steps)
+
+
+def against_plain(case: Example, net: StreamingModule, steps: list[Step]) -> list[tuple[Row, float]]:
+    """Every tensor of some steps with how far it is from plain's; `net` made them and knows what it dropped."""
+    reference = run_step(copy.deepcopy(case.net), case.image, noise=same_noise(net))
     rows = [row for step in steps for row in rows_of(step, reference)]
-    return first, [(row, _error(row, rows, case)) for row in rows]
+    return [(row, _error(row, rows, case)) for row in rows]
 
 
 def _other(case: Example) -> StreamingModule:
