@@ -66,10 +66,15 @@ SHARES = {ranks: [network.name for network in NETWORKS[ranks::8]] for ranks in (
 SHARES[2] = sorted({*SHARES[2], "channel_dropout"})
 
 
+def shared(ranks: int) -> dict[str, list[Case]]:
+    """What one start of so many processes serves all the tests of."""
+    return cases(ranks, "table", "fuzz", "layouts", "adjoint", "traffic", "memory", "--names", *SHARES[ranks])
+
+
 @pytest.mark.parametrize("ranks", SHARES)
 def test_every_network_is_exact(ranks: int) -> None:
     """Result, dx, every dW and running statistics; `python -m tests.ranks table` under torchrun runs all networks."""
-    found = cases(ranks, "table", "fuzz", "layouts", "adjoint", "traffic", "memory", "--names", *SHARES[ranks])["table"]
+    found = shared(ranks)["table"]
     assert len(found) == len(SHARES[ranks])
     wrong = [case for case in found if "refused" in case or not case["error"] <= 1e-10]
     assert not wrong, wrong
@@ -77,7 +82,7 @@ def test_every_network_is_exact(ranks: int) -> None:
 
 @pytest.mark.parametrize("ranks", SHARES)
 def test_random_networks_are_exact(ranks: int) -> None:
-    found = cases(ranks, "table", "fuzz", "layouts", "adjoint", "traffic", "memory", "--names", *SHARES[ranks])["fuzz"]
+    found = shared(ranks)["fuzz"]
     assert len(found) == 8
     assert all(case["error"] <= 1e-10 for case in found), found
 
@@ -85,14 +90,14 @@ def test_random_networks_are_exact(ranks: int) -> None:
 @pytest.mark.parametrize("ranks", SHARES)
 @pytest.mark.parametrize(("task", "bound"), [("layouts", 1e-10), ("adjoint", 1e-12)])
 def test_layouts_and_the_adjoint_are_exact(ranks: int, task: str, bound: float) -> None:
-    found = cases(ranks, "table", "fuzz", "layouts", "adjoint", "traffic", "memory", "--names", *SHARES[ranks])[task]
+    found = shared(ranks)[task]
     assert len(found) == {"layouts": 6, "adjoint": 50}[task]
     assert all(case["error"] <= bound for case in found), found
 
 
 @pytest.mark.parametrize("ranks", SHARES)
 def test_bytes_are_those_of_the_plan(ranks: int) -> None:
-    found = cases(ranks, "table", "fuzz", "layouts", "adjoint", "traffic", "memory", "--names", *SHARES[ranks])["traffic"]
+    found = shared(ranks)["traffic"]
     for case in found:
         assert all(rank["sent"] == rank["planned"] > 0 for rank in case["ranks"]), case
         highest = max(rank["live"] for rank in case["ranks"])
@@ -101,7 +106,7 @@ def test_bytes_are_those_of_the_plan(ranks: int) -> None:
 
 @pytest.mark.parametrize(("ranks", "bound"), [(2, 0.60), (4, 0.35)])
 def test_a_rank_takes_its_share_of_memory(ranks: int, bound: float) -> None:
-    found = cases(ranks, "table", "fuzz", "layouts", "adjoint", "traffic", "memory", "--names", *SHARES[ranks])["memory"]
+    found = shared(ranks)["memory"]
     shares = {case["case"]: case["rank"] / case["alone"] for case in found}
     assert all(share <= bound for share in shares.values()), shares
 
