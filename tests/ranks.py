@@ -108,6 +108,13 @@ def layouts(_: list[str]) -> Iterator[Case]:
         partition = Partition(None, ("H",), timeout=60)
         streamed = StreamingModule(module, tile=4, partition=partition)
         yield {"case": name, "error": worst(copy.deepcopy(module), streamed, torch.randn(shape, dtype=torch.float64))}
+    # Once wrong: tiles keep views of a map, and the seams that arrived later looked like a change of what they kept.
+    kept = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.Tanh(), nn.Conv2d(3, 2, 3, padding=1), nn.Tanh()).double()
+    streamed = StreamingModule(
+        copy.deepcopy(kept), tile=4, stored=("1", "3"), keep=("3",), partition=Partition(None, ("H",), timeout=60)
+    )
+    image = torch.randn(1, 2, 48, 9, dtype=torch.float64)
+    yield {"case": "kept tiles beside a seam", "error": worst(kept, streamed, image)}
     yield {"case": "another budget on each rank", "error": budgets(copy.deepcopy(wide).double())}
     for gather in ("all", "none"):
         yield {"case": f"parts given, gather={gather}", "error": parts(gather, ranks)}

@@ -11,6 +11,7 @@ the last checkpoint, with any number of processes.
 
 import argparse
 import math
+import os
 import time
 from pathlib import Path
 
@@ -137,7 +138,16 @@ def dice(
     return 2 * counts.diagonal() / (counts.sum(0) + counts.sum(1)).clamp(min=1)
 
 
+def own_device() -> torch.device:
+    """The GPU of this process, or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    found = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(found)
+    return found
+
+
 if __name__ == "__main__":
-    here = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    given, here = options(), own_device()
     with joined(here) as ranks:
-        train(options(), ranks, here)
+        train(given, ranks, here)

@@ -173,6 +173,10 @@ class Link:
         finally:
             self.waited += time.perf_counter() - start
 
+    def failed(self, why: str) -> None:
+        """Let the others know why this rank failed."""
+        self.roll.failed(why)
+
     def blamed(self, error: RuntimeError, peers: Sequence[int] | None = None) -> str:
         """What this rank saw of a failure, and who failed as far as is known."""
         said = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__

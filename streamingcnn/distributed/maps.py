@@ -77,8 +77,11 @@ class PartMap:
         """Wait for what is on its way."""
         if self._pending is not None:
             pending, self._pending = self._pending, None
+            # Tiles that ran before may have kept pixels beside these for backward; autograd, which counts changes of
+            # the tensor as a whole, is not told of this one.
+            pixels = self._written().data
             for parcel in pending.wait():
-                along(self._written(), self.axes, relative(parcel.box, self.held)).copy_(parcel.tensor)
+                along(pixels, self.axes, relative(parcel.box, self.held)).copy_(parcel.tensor)
 
     def read(self, box: Box) -> Tensor:
         """A box of what is held, as a view."""

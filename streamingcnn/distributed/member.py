@@ -117,7 +117,7 @@ class Member(Alone):
             step, backward = runner.now
             layer, where = getattr(step, "layer", "what runs plainly"), "backward" if backward else "forward"
             if not isinstance(error, PartitionError):  # which says what it knows of others
-                self.link.roll.failed(f"{type(error).__name__}: {error} ({where} of '{layer}')")
+                self.link.failed(f"{type(error).__name__}: {error} ({where} of '{layer}')")
             error.add_note(
                 f"(rank {self.link.rank} of {self.link.size}, {where} of '{layer}'; the other ranks lose this one when "
                 "its process ends)"

@@ -104,6 +104,9 @@ class _Silent(Link):
     def add_up(self, what: str, tensor: Tensor) -> None:
         """Nothing to add."""
 
+    def failed(self, why: str) -> None:
+        """Nobody to tell."""
+
 
 class _Rehearsing(Member):
     """A member of a rehearsal, which says itself which tiles it looks at."""
