@@ -27,7 +27,7 @@ from typing import TypeVar
 
 import torch
 
-from benchmarks.networks import NETWORKS, WAYS, prepare
+from benchmarks.networks import NETWORKS, PEERS, WAYS, prepare
 from streamingcnn import StreamingModule
 from streamingcnn.memory import LiveBytes, format_bytes
 from streamingcnn.plan.search import BudgetError
@@ -47,7 +47,7 @@ _SLOWED = 1.10
 
 @dataclass(frozen=True)
 class Run:
-    """One way to make one step: a network of `NETWORKS`, an input of `shape` and a way of `WAYS`.
+    """One way to make one step: a network of `NETWORKS`, an input of `shape` and a way of `WAYS` or `PEERS`.
 
     `tile` and `memory` are the options of the streamed way; without them the plan is automatic. `asked` is how a
     table names the memory, where bytes say little: "35 % of plain".
@@ -277,8 +277,9 @@ def _reference_product() -> float:
 def _main() -> None:
     given = json.loads(sys.argv[1])
     run = Run(**{**given, "shape": tuple(given["shape"])})
-    if run.network not in NETWORKS or run.way not in WAYS:
-        raise SystemExit(f"unknown run {run}: networks are {', '.join(NETWORKS)}; ways are {', '.join(WAYS)}")
+    ways = (*WAYS, *PEERS)
+    if run.network not in NETWORKS or run.way not in ways:
+        raise SystemExit(f"unknown run {run}: networks are {', '.join(NETWORKS)}; ways are {', '.join(ways)}")
     print(json.dumps(asdict(step(run))))
 
 

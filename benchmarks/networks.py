@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from benchmarks.convnext import convnext_tiny
+from benchmarks.peers.wrapped import TILE, lightstream
 from streamingcnn import StreamingModule
 from streamingcnn.models import ResNet, UNet3D, resnet18, resnet34, resnet50
 
-__all__ = ["NETWORKS", "WAYS", "prepare"]
+__all__ = ["NETWORKS", "PEERS", "WAYS", "prepare"]
 
 
 def _monai(name: str, *args: Any, **options: Any) -> Callable[[], nn.Module]:
@@ -48,16 +49,20 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "conv7x7": lambda: nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False),
 }  # fmt: skip
 WAYS = ("plain", "checkpoint", "streamed")
+#: Other libraries' ways; each must be installed (benchmarks/peers/README.md).
+PEERS = ("lightstream",)
 
 
 def prepare(
     network: str, way: str, tile: int | None = None, memory: str | None = None
 ) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
-    """A network with seeded weights, and the function that runs it in one of the `WAYS`."""
+    """A network with seeded weights, and the function that runs it in one of the `WAYS` or `PEERS`."""
     torch.manual_seed(0)
     net = NETWORKS[network]()
     if way == "streamed":
         return net, StreamingModule(net, tile=tile, memory=memory)
+    if way == "lightstream":
+        return lightstream(net, tile or TILE)
     if way == "checkpoint":
         return net, _checkpointed(net)
     return net, net

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 from torch.utils import _pytree as pytree
 
 from .ahead import Reading
@@ -282,7 +283,8 @@ class StreamingModule(nn.Module):
 
     # ---------------------------------------------------------------------- running
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    # What torch.compiler.disable does, but it imports the compiler (2 s) at the first call and not with us.
+    @_disable_dynamo
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if torch._C._are_functorch_transforms_active():
             raise RuntimeError(

@@ -12,7 +12,6 @@ from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
-import tifffile
 
 from streamingcnn.boxes import grid
 from streamingcnn.outputs.blocks import Blocks
@@ -81,6 +80,8 @@ def _tiff(blocks: Blocks, path: Path, described: Described) -> None:
     if described.mpp is not None:
         y, x = described.mpp
         resolution = {"resolution": (10_000 / x, 10_000 / y), "resolutionunit": "CENTIMETER"}
+    import tifffile
+
     with tifffile.TiffWriter(path, bigtiff=bytes_in_all > 2**31) as tiff:
         tiff.write(
             _tiles(blocks),
