@@ -234,8 +234,8 @@ class Training:
                 self.examples.close(image)
         if value != value or value in (float("inf"), float("-inf")):
             raise FloatingPointError(
-                f"the loss became {value} in epoch {self.epoch} on {names}; use a smaller rate than lr={self.recipe.lr}, "
-                "or look for pixels that are NaN or infinite"
+                f"the loss became {value} in epoch {self.epoch} on {names}; use a smaller rate than lr={self.recipe.lr}"
+                ", or look for pixels that are NaN or infinite"
                 + (", or bf16 or float32 in place of fp16" if self.recipe.precision == "fp16" else "")
             )
         waited += _waited(self.net)
