@@ -206,7 +206,7 @@ def test_saliency_is_green_and_red_and_masks_are_outlined() -> None:
         overlay(image, saliency[0])
     crops = np.random.default_rng(0).random((2, 20, 20))
     whole = picture(image, saliency, masks=masks, crops=crops, attention=[0.7, 0.3], locations=[(0, 0), (20, 40)])
-    assert whole.height == 384 + 14 and whole.width == 4 * 576 + 2 * 192 + 5 * 4
+    assert whole.height == 384 + 14 and whole.width == 4 * 576 + (384 + 14) // 3 - 14 + 4 * 4
 
 
 def test_predictions_have_the_published_columns(tmp_path: Path) -> None:

@@ -121,11 +121,11 @@ def cam(settings: Settings, memory: str) -> Way:
 
 def glam(settings: Settings, memory: str, *, local: str = "pyramid") -> Way:
     """GLAM with its trunk streamed, and a local network of the same encoder: a pyramid, or stride 4 throughout."""
-    width = settings["local_width"]
+    width, depths = settings["local_width"], settings["local_depths"]
     if local == "pyramid":
-        chosen: nn.Module = PyramidLocal(ResNet(BasicBlock, DEPTHS, width=width), channels=2 * width)
+        chosen: nn.Module = PyramidLocal(ResNet(BasicBlock, depths, width=width), channels=2 * width)
     else:
-        chosen = ResNet(BasicBlock, DEPTHS, width=width, strides=(1, 1, 1, 1))
+        chosen = ResNet(BasicBlock, depths, width=width, strides=[1] * len(depths))
     net = GLAM(
         crop_shape=(settings["crop"], settings["crop"]),
         crops=settings["crops"],

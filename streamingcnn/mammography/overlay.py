@@ -22,6 +22,8 @@ COLOURS = ((0, 200, 60), (230, 30, 30), (60, 110, 255), (240, 200, 0))
 _OUTLINES = ((150, 255, 150), (255, 170, 160), (170, 200, 255), (255, 240, 150))
 _BOX = (255, 230, 0)
 _TITLE, _GAP = 14, 4
+#: Crops above each other, and the narrowest panel under a title.
+_STACKED, _NARROWEST = 3, 80
 
 Pixels = NDArray[np.generic]
 
@@ -99,7 +101,7 @@ def picture(
         attention: how much each counts; None: crops have their number only.
         locations: row and column of each crop's upper left pixel.
         classes: names of the classes.
-        height: of the panels in pixels; crops are drawn at the same scale as the image.
+        height: of the panels in pixels; three crops stand above each other.
     """
     windows = overlay(image)
     draw = ImageDraw.Draw(windows)
@@ -111,11 +113,15 @@ def picture(
         alone = np.zeros_like(saliency)
         alone[number] = saliency[number]
         panels.append((name, overlay(image, alone, masks, limits=limits)))
-    for number, each in enumerate(() if crops is None else crops):
-        said = f"crop {number + 1}" if attention is None else f"attention {attention[number]:.2f}"
-        panels.append((said, overlay(each)))
-    scale = height / np.asarray(image).shape[0]
-    return _side_by_side([(name, _scaled(panel, scale)) for name, panel in panels], height)
+    columns = [_titled(panel, name, height) for name, panel in panels]
+    for first in range(0, 0 if crops is None else len(crops), _STACKED):
+        assert crops is not None
+        column = []
+        for number, each in enumerate(crops[first : first + _STACKED], start=first):
+            said = f"crop {number + 1}" if attention is None else f"attention {attention[number]:.2f}"
+            column.append(_titled(overlay(each), said, (height + _TITLE) // _STACKED - _TITLE))
+        columns.append(_put(column, down=True))
+    return _put(columns, down=False)
 
 
 def _outline(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -127,16 +133,23 @@ def _outline(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return outline
 
 
-def _scaled(panel: Image.Image, scale: float) -> Image.Image:
-    size = (max(1, round(panel.width * scale)), max(1, round(panel.height * scale)))
-    return panel.resize(size, Image.Resampling.BILINEAR)
+def _titled(panel: Image.Image, title: str, height: int) -> Image.Image:
+    """A panel of a height, with its title above it."""
+    panel = panel.resize((max(1, round(panel.width * height / panel.height)), height), Image.Resampling.BILINEAR)
+    made = Image.new("RGB", (max(panel.width, _NARROWEST), height + _TITLE), "white")
+    ImageDraw.Draw(made).text((2, 1), title, fill="black")
+    made.paste(panel, (0, _TITLE))
+    return made
 
 
-def _side_by_side(panels: Sequence[tuple[str, Image.Image]], height: int) -> Image.Image:
-    made = Image.new("RGB", (sum(max(p.width, 80) + _GAP for _, p in panels) - _GAP, height + _TITLE), "white")
-    draw, left = ImageDraw.Draw(made), 0
-    for name, panel in panels:
-        draw.text((left + 2, 1), name, fill="black")
-        made.paste(panel, (left, _TITLE))
-        left += max(panel.width, 80) + _GAP
+def _put(panels: Sequence[Image.Image], *, down: bool) -> Image.Image:
+    """Panels beneath each other, or side by side with a gap."""
+    if down:
+        size = (max(each.width for each in panels), sum(each.height for each in panels))
+    else:
+        size = (sum(each.width + _GAP for each in panels) - _GAP, max(each.height for each in panels))
+    made, at = Image.new("RGB", size, "white"), 0
+    for each in panels:
+        made.paste(each, (0, at) if down else (at, 0))
+        at += each.height if down else each.width + _GAP
     return made
