@@ -31,9 +31,9 @@ HEAD = "| a real step | seconds | live bytes | predicted | process |\n|---|---|-
 
 def step(name: str, model: nn.Module, shape: tuple[int, ...], memory: str) -> str:
     """A line of the table: forward, loss and backward of one image or volume."""
-    crops = cost(type(model)().dn_resnet, model.crops, 3, *model.crop_shape)  # type: ignore[arg-type, operator, misc]
+    crops = cost(type(model)().dn_resnet, model.crops, 3, *model.crop_shape)  # type: ignore[arg-type, misc]
     stream(model.train(), "ds_net", memory=memory)
-    plan = model.ds_net.plan((1, 1, *shape[-2:])).peak_bytes  # type: ignore[union-attr]
+    plan = model.ds_net.plan((1, 1, *shape[-2:])).peak_bytes  # type: ignore[operator, union-attr]
     torch.manual_seed(0)
     x, labels = torch.rand(shape), torch.tensor([[0.0, 1.0]])
     for parameter in model.parameters():
