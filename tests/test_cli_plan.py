@@ -212,7 +212,7 @@ def test_sweep_prints_and_draws(folder: Path, capsys: pytest.CaptureFixture[str]
 def test_sweep_needs_matplotlib_before_it_plans(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("streamingcnn.training.extras.find_spec", lambda name: None)
+    monkeypatch.setattr("streamingcnn.extras.find_spec", lambda name: None)
     assert plan("--sweep") == 2
     shown = capsys.readouterr()
     assert "matplotlib" in shown.err

@@ -125,7 +125,7 @@ def test_numbers_that_make_no_sense_are_refused_before_anything_is_written(tmp_p
 
 
 def test_what_the_report_needs_is_asked_for_before_the_training(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("streamingcnn.training.extras.find_spec", lambda _: None)
+    monkeypatch.setattr("streamingcnn.extras.find_spec", lambda _: None)
     assert main(["demo", "--out", str(tmp_path / "out"), *SMALL]) == 1
     assert "pip install 'streamingcnn[demo]'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -500,7 +500,7 @@ def test_a_picture_that_is_too_large_is_to_be_a_slide(tmp_path: Path, monkeypatc
 
 
 def test_a_missing_library_is_named_with_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from streamingcnn.sources import extras
+    from streamingcnn import extras
 
     path = nifti(STACK, ".nii")(tmp_path)
     monkeypatch.setattr(extras, "find_spec", lambda name: None)

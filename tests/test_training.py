@@ -11,6 +11,7 @@ from PIL import Image
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from streamingcnn.extras import require
 from streamingcnn.slides import Case, Outline, mask_of, overlay, read_asap, read_cases, standardised
 from streamingcnn.synthetic import Cohort
 from streamingcnn.training import (
@@ -28,7 +29,6 @@ from streamingcnn.training import (
     write_report,
 )
 from streamingcnn.training.examples import Draw, Images, drawn
-from streamingcnn.training.extras import require
 from streamingcnn.training.order import mixed, order_of
 
 
@@ -182,8 +182,8 @@ def test_the_auc_is_the_share_of_pairs_in_order():
 
 
 def test_a_missing_library_is_named_with_its_remedy(monkeypatch):
-    monkeypatch.setattr("streamingcnn.training.extras.find_spec", lambda _: None)
-    with pytest.raises(ModuleNotFoundError, match=r"Jinja2 and scikit-learn .* pip install 'streamingcnn\[demo\]'"):
+    monkeypatch.setattr("streamingcnn.extras.find_spec", lambda _: None)
+    with pytest.raises(ModuleNotFoundError, match=r"Jinja2 and scikit-learn, .* pip install 'streamingcnn\[demo\]'"):
         require("jinja2", "sklearn")
     with pytest.raises(ModuleNotFoundError, match=r"streamingcnn\[demo\]"):
         auc([0, 1], [0.0, 1.0])

@@ -13,6 +13,7 @@ from torch import nn
 from tqdm import tqdm
 
 from streamingcnn.check import check
+from streamingcnn.extras import require
 from streamingcnn.files import whole_file
 from streamingcnn.memory import format_bytes
 from streamingcnn.models.resnet import BasicBlock, ResNet
@@ -21,7 +22,6 @@ from streamingcnn.slides import Case, read_cases, standardised
 from streamingcnn.sources import open_image
 from streamingcnn.synthetic import Cohort
 from streamingcnn.training import LogitMap, study, write_report
-from streamingcnn.training.extras import require
 from streamingcnn.training.proof import Proof, prove
 
 __all__ = ["add_parser"]

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from streamingcnn.extras import require
 from streamingcnn.module import StreamingModule
 from streamingcnn.slides.annotations import read_annotations
 from streamingcnn.slides.cases import Case, read_table
@@ -21,7 +22,6 @@ from streamingcnn.slides.level0 import level_0
 from streamingcnn.slides.splits import read_splits
 from streamingcnn.training.evaluate import Answer, Evaluation, evaluate, main_figure, worst_first, write_evaluation
 from streamingcnn.training.explain import explain
-from streamingcnn.training.extras import require
 from streamingcnn.training.report import write_run_report
 from streamingcnn.training.run import load_run
 from streamingcnn.training.settings import Settings

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from streamingcnn.extras import require
 from streamingcnn.slides.annotations import read_annotations
 from streamingcnn.slides.cases import Case, read_table
 from streamingcnn.slides.heat_files import ENDINGS, write_heatmap
 from streamingcnn.training.explain import WAYS, explain
-from streamingcnn.training.extras import require
 from streamingcnn.training.run import load_run
 from streamingcnn.training.settings import Settings
 from streamingcnn.training.slides import Slides

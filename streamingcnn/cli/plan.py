@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from streamingcnn.comparison import run_step
+from streamingcnn.extras import require
 from streamingcnn.files import whole_file
 from streamingcnn.memory import LiveBytes, format_bytes
 from streamingcnn.module import StreamingModule
@@ -19,7 +20,6 @@ from streamingcnn.plain import first_line
 from streamingcnn.plan.frontier import budgets, frontier, smallest_budget, step_work
 from streamingcnn.plan.plan import Plan
 from streamingcnn.plan.report import by, format_seconds
-from streamingcnn.training.extras import require
 
 from ._network import MODEL_HELP, add_model, load, sizes
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from streamingcnn.training.extras import require
+from streamingcnn.extras import require
 
 __all__ = ["Breast", "find_breast"]
 

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from streamingcnn.extras import require
+
 __all__ = ["best_threshold", "dice", "pixel_average_precision"]
 
 
@@ -54,8 +56,6 @@ def pixel_average_precision(saliency: NDArray[np.floating], mask: NDArray[np.boo
     _check(saliency, mask)
     if not mask.any():
         return float("nan")
-    from streamingcnn.training.extras import require
-
     require("sklearn")
     from sklearn.metrics import average_precision_score
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from streamingcnn.extras import require
 from streamingcnn.sources import open_image
 from streamingcnn.sources.source import ReadError
 
@@ -51,12 +52,9 @@ def _is_dicom(path: Path) -> bool:
 
 
 def _dicom(path: Path) -> NDArray[Any]:
-    try:
-        import pydicom
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError(
-            "DICOM mammograms need pydicom, which is not installed; install with: pip install 'streamingcnn[dicom]'"
-        ) from None
+    require("pydicom")
+    import pydicom
+
     try:
         file = pydicom.dcmread(path)
         pixels = np.asarray(file.pixel_array)

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from streamingcnn.boxes import grid
+from streamingcnn.extras import require
 from streamingcnn.outputs.blocks import Blocks
-from streamingcnn.sources.extras import needed
 
 __all__ = ["FORMATS", "Described", "format_of"]
 
@@ -163,5 +163,5 @@ def format_of(path: Path, space: int) -> Callable[[Blocks, Path, Described], Non
     if space not in spaces:
         raise ValueError(f"out={str(path)!r}: {ending} takes no result with {space} spatial axes; take {fitting}")
     if module is not None:
-        needed(module)
+        require(module)
     return write

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from streamingcnn.extras import require
 from streamingcnn.slides.annotations import Outline
 from streamingcnn.slides.heatmaps import Heatmap, colour_of
 from streamingcnn.slides.labels import LabelSource
-from streamingcnn.training.extras import require
 
 __all__ = ["contours", "geojson"]
 

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamingcnn.boxes import full
+from streamingcnn.extras import require
 from streamingcnn.slides.annotations import Outline
 from streamingcnn.slides.labels import LabelSource
-from streamingcnn.training.extras import require
 
 __all__ = ["FALSE_POSITIVES", "Froc", "Lesions", "Matched", "froc", "lesions_of", "match", "peaks"]
 

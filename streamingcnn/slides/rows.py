@@ -6,6 +6,8 @@ import csv
 from dataclasses import dataclass
 from pathlib import Path
 
+from streamingcnn.extras import require
+
 __all__ = ["Row", "read_rows"]
 
 
@@ -68,8 +70,6 @@ def _csv(path: Path) -> list[tuple[int, list[str]]]:
 
 def _xlsx(path: Path) -> list[tuple[int, list[str]]]:
     import zipfile
-
-    from streamingcnn.training.extras import require  # that package imports this one
 
     require("openpyxl")
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from streamingcnn.extras import require
 from streamingcnn.files import whole_file
 from streamingcnn.slides.cases import Case
 from streamingcnn.slides.rows import read_rows
-from streamingcnn.training.extras import require
 
 __all__ = ["read_splits", "split_cases", "write_splits"]
 

@@ -19,12 +19,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw
 
+from streamingcnn.extras import require
 from streamingcnn.slides.level0 import level_0
 from streamingcnn.slides.thumbnail import Thumbnail, thumbnail
 from streamingcnn.sources.masked import MaskedSource
 from streamingcnn.sources.opened import open_image
 from streamingcnn.sources.source import ReadError, Source
-from streamingcnn.training.extras import require
 
 __all__ = ["TissueMask", "read_mask", "tissue_mask"]
 

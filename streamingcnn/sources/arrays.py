@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from streamingcnn.boxes import Box
-from streamingcnn.sources.extras import needed
+from streamingcnn.extras import require
 from streamingcnn.sources.file import FileImage, Handle
 from streamingcnn.sources.resolution import plausible
 from streamingcnn.sources.source import ReadError
@@ -97,7 +97,7 @@ class ZarrImage(_ArrayFile):
 
     def __init__(self, path: str | Path, level: int = 0) -> None:
         super().__init__(path)
-        needed("zarr")
+        require("zarr")
         found = _pyramid(self.path)
         if not -len(found) <= level < len(found):
             raise ValueError(f"{self.path} has no level {level}; it has {len(found)}, from 0")

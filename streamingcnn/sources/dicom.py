@@ -16,7 +16,7 @@ import openslide
 import torch
 
 from streamingcnn.boxes import Box
-from streamingcnn.sources.extras import needed
+from streamingcnn.extras import require
 from streamingcnn.sources.file import FileImage, Handle
 from streamingcnn.sources.resolution import plausible
 from streamingcnn.sources.slide import SlideImage
@@ -55,7 +55,7 @@ def DicomImage(path: str | Path, level: int = 0) -> FileImage:
                 return SlideImage(file, level)
             except ReadError:
                 break
-    needed("wsidicom")
+    require("wsidicom")
     return _WsiDicomImage(path, level)
 
 

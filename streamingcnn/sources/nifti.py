@@ -21,8 +21,8 @@ import numpy.typing as npt
 import torch
 
 from streamingcnn.boxes import Box
+from streamingcnn.extras import require
 from streamingcnn.memory import format_bytes
-from streamingcnn.sources.extras import needed
 from streamingcnn.sources.file import FileImage, Handle
 from streamingcnn.sources.source import ReadError
 
@@ -56,7 +56,7 @@ class NiftiImage(FileImage):
 
     def __init__(self, path: str | Path) -> None:
         super().__init__(path)
-        needed("nibabel")
+        require("nibabel")
         self._handle = Handle(partial(_mapped, self.path))
         header, affine, stored_as = _header(self.path)
         self.affine: npt.NDArray[np.float64] = affine

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from streamingcnn.extras import require
 from streamingcnn.files import whole_file
 from streamingcnn.slides.froc import FALSE_POSITIVES, Froc
-from streamingcnn.training.extras import require
 
 __all__ = ["draw_confusion", "draw_froc", "draw_roc", "draw_values"]
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from streamingcnn.training.extras import require
+from streamingcnn.extras import require
 
 __all__ = ["measure"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from streamingcnn.training.extras import require
+from streamingcnn.extras import require
 
 __all__ = ["auc"]
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from streamingcnn.extras import require
 from streamingcnn.files import whole_file
-from streamingcnn.training.extras import require
 from streamingcnn.training.study import Study
 from streamingcnn.training.watch import Epoch
 
