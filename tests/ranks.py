@@ -41,7 +41,6 @@ from streamingcnn.training.heads import MeanHead
 from streamingcnn.training.loop import Recipe, Training
 from streamingcnn.training.ranks import Ranks, joined
 from streamingcnn.training.tasks import Task
-from tests.networks import NETWORKS
 
 Case = dict[str, Any]
 
@@ -55,6 +54,8 @@ def worst(plain: nn.Module, net: StreamingModule, image: Any, **more: Any) -> fl
 
 def table(names: list[str]) -> Iterator[Case]:
     """Every network of the table, divided along one axis after the other; into a grid where there are four ranks."""
+    from tests.networks import NETWORKS  # with MONAI, two seconds that the other tasks do not need
+
     ranks = dist.get_world_size()
     chosen = [network for network in NETWORKS if not names or network.name in names]
     for k, network in enumerate(chosen):
