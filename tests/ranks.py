@@ -41,10 +41,6 @@ from streamingcnn.training.heads import MeanHead
 from streamingcnn.training.loop import Recipe, Training
 from streamingcnn.training.ranks import Ranks, joined
 from streamingcnn.training.tasks import Task
-from tests.fuzz import networks
-from tests.fuzz.draw import FromSeed
-from tests.fuzz.judge import against_plain
-from tests.networks import NETWORKS
 
 Case = dict[str, Any]
 
@@ -58,6 +54,8 @@ def worst(plain: nn.Module, net: StreamingModule, image: Any, **more: Any) -> fl
 
 def table(names: list[str]) -> Iterator[Case]:
     """Every network of the table, divided along one axis after the other; into a grid where there are four ranks."""
+    from tests.networks import NETWORKS  # with MONAI, two seconds that the other tasks do not need
+
     ranks = dist.get_world_size()
     chosen = [network for network in NETWORKS if not names or network.name in names]
     for k, network in enumerate(chosen):
@@ -81,6 +79,10 @@ def table(names: list[str]) -> Iterator[Case]:
 
 def fuzz(names: list[str]) -> Iterator[Case]:
     """Random networks (`tests.fuzz`) divided along one axis or two; two numbers among the names are their seeds."""
+    from tests.fuzz import networks
+    from tests.fuzz.draw import FromSeed
+    from tests.fuzz.judge import against_plain
+
     first, last = [int(name) for name in names if name.isdigit()] or (0, 8)
     ranks = dist.get_world_size()
     for seed in range(first, last):

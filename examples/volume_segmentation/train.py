@@ -36,8 +36,8 @@ def options() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=240, help="of one volume each (%(default)s)")
     parser.add_argument("--levels", type=int, default=3, help="resolutions of the U-Net (%(default)s)")
     parser.add_argument("--filters", type=int, default=8, help="channels of its first level (%(default)s)")
-    parser.add_argument("--dice", type=float, default=0.5, help="share of Dice in the loss (%(default)s)")
-    parser.add_argument("--weights", default="1,1,1", help="of the classes in the cross-entropy (%(default)s)")
+    parser.add_argument("--dice", type=float, default=0.2, help="share of Dice in the loss (%(default)s)")
+    parser.add_argument("--weights", help="of the classes in the cross-entropy (1,8,16; of the brain's: 1,1,1)")
     parser.add_argument("--lr", type=float, default=3e-3, help="learning rate at its height (%(default)s)")
     parser.add_argument("--memory", default="auto", help="what a step may take on each process (%(default)s)")
     parser.add_argument("--every", type=int, default=20, help="steps between checkpoints (%(default)s)")
@@ -55,7 +55,8 @@ def train(given: argparse.Namespace, ranks: Ranks, device: torch.device) -> None
     classes = CLASSES if given.data is None else BRAIN_CLASSES
     to_train, to_test = volumes(given, ranks)
     torch.manual_seed(given.seed)
-    loss = DiceCrossEntropy([float(weight) for weight in given.weights.split(",")], dice=given.dice)
+    weights = given.weights or ("1,8,16" if given.data is None else "1,1,1")
+    loss = DiceCrossEntropy([float(weight) for weight in weights.split(",")], dice=given.dice)
     network = UNet3D(1, len(classes), levels=given.levels, filters=given.filters, norm="instance", loss=loss)
     partition = Partition(dims=("D",), gather="none") if ranks.count > 1 else None
     net = StreamingModule(network.to(device), memory=given.memory, partition=partition)
