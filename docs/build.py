@@ -29,7 +29,7 @@ STYLE = """
 .wy-table-responsive table td, .wy-table-responsive table th { white-space: normal }
 .rst-content code { white-space: normal }
 .rst-content .highlight pre { border: 0; margin: 0; white-space: pre }
-.rst-content .highlight pre code { white-space: pre }
+.rst-content .highlight pre code { border: 0; padding: 0; white-space: pre }
 """
 
 
