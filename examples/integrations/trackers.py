@@ -44,12 +44,12 @@ def tensorboard(out: Path) -> Log:
     """Event files in a folder."""
     from torch.utils.tensorboard import SummaryWriter
 
-    board = SummaryWriter(str(out))  # type: ignore[no-untyped-call]
+    board = SummaryWriter(str(out))
 
     def log(figures: dict[str, float], step: int) -> None:
         for name, value in figures.items():
-            board.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
-        board.flush()  # type: ignore[no-untyped-call]
+            board.add_scalar(name, value, step)
+        board.flush()
 
     return log
 
