@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 # torch's own threads and pytest's processes would fight for the same cores.
 WORKERS ?= 2
 
-.PHONY: demo test faults fuzz benchmarks lint types format clean
+.PHONY: demo test faults fuzz benchmarks docs package lint types format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/streamingcnn demo $(ARGS)
@@ -28,6 +28,21 @@ benchmarks: $(VENV)/.test
 	$(BIN)/python -m pytest benchmarks $(ARGS)
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.memory_vs_resolution
+
+# The pages as a site, build/site/index.html; every warning is an error.
+docs: $(VENV)/.docs
+	$(BIN)/python docs/build.py
+
+# Both archives, each built and then imported in an empty environment that has torch and nothing of this folder.
+package: $(VENV)/.docs
+	rm -rf build/package dist
+	$(BIN)/python -m build --no-isolation
+	for archive in dist/*.whl dist/*.tar.gz; do \
+		$(PYTHON) -m venv --clear build/package && \
+		build/package/bin/python -m pip install --quiet "torch==$(TORCH)" "setuptools>=77" && \
+		build/package/bin/python -m pip install --quiet --no-build-isolation $$archive && \
+		(cd build && package/bin/streamingcnn check resnet18 --size 1x3x96x80 --tile 64) || exit 1; \
+	done
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from torch import Tensor
 from benchmarks.measure import Measured, Run, step, summarise
 from benchmarks.networks import WAYS, prepare
 from benchmarks.pages import fill
+from benchmarks.peers.__main__ import speed
+from benchmarks.peers.cases import answer
 from benchmarks.plan.__main__ import Ask, asks, predictions, smallest, speeds
 from streamingcnn.memory import LiveBytes
 
@@ -115,3 +118,29 @@ def test_budgets_are_kept_and_judged() -> None:
     too_small = step(replace(given, memory="1000"))
     assert too_small.ended.startswith("needs ")
     assert asks(0.2, at_35=1.0, no_limit=0.9) == (Ask(float("inf"), 0.9), Ask(0.35, 1.0), Ask(0.2), Ask(0))
+
+
+def test_peers_are_judged_by_plain_pytorch_in_float64() -> None:
+    found = answer("batch", "streamed", torch.float64)
+    assert isinstance(found, dict)
+    assert set(found) == {"result", "convolution: weight", "convolution: bias"}
+    assert max(found.values()) <= 1e-10
+    rounded = answer("batch", "plain", torch.float32)
+    assert isinstance(rounded, dict)
+    assert 1e-9 < max(rounded.values()) < 1e-4
+
+
+def test_a_peer_that_is_missing_says_how_to_get_it() -> None:
+    if find_spec("lightstream") is not None:
+        pytest.skip("lightstream is here")
+    assert "benchmarks/peers/README.md" in str(answer("batch", "lightstream", torch.float64))
+
+
+def test_the_bar_of_peers_asks_for_time_and_bytes() -> None:
+    one = step(Run("conv7x7", (1, 3, 64, 64), "plain"))
+    row = summarise([one])[0]
+    peer = replace(row, run=replace(row.run, way="lightstream", tile=1280), seconds=7.0, live_bytes=1000)
+    ours = replace(row, run=replace(row.run, way="streamed"), seconds=1.0, live_bytes=1000)
+    assert speed([peer, ours]).endswith("7.0 times as fast at 100% of its live bytes; the bar is 6 times: met.")
+    assert "**missed**" in speed([peer, replace(ours, live_bytes=1001)])
+    assert "**missed**" in speed([peer, replace(ours, seconds=2.0)])

@@ -84,7 +84,9 @@ def test_the_archive_of_the_source_builds_the_package(tmp_path: Path) -> None:
     source = tmp_path / "source"
     ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
     shutil.copytree(ROOT / "streamingcnn", source / "streamingcnn", ignore=ignore)
-    for name in ("LICENSE", "README.md", "pyproject.toml", "setup.cfg", "setup.py"):
+    (source / "tests").mkdir()
+    (source / "tests" / "test_left_out.py").touch()
+    for name in ("LICENSE", "MANIFEST.in", "README.md", "pyproject.toml", "setup.cfg", "setup.py"):
         shutil.copy(ROOT / name, source)
     program = "from setuptools.build_meta import build_sdist; print(build_sdist('dist'))"
     done = subprocess.run([sys.executable, "-c", program], cwd=source, capture_output=True, text=True, check=True)
