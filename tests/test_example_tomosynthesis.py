@@ -60,8 +60,8 @@ def test_the_example_trains_all_three_networks_and_draws(
     for whole, tiny in (
         ("[24, 256, 192] ", "[4, 128, 96] "),
         ("train = 64 ", "train = 4 "),
-        ("validation = 32", "validation = 4"),
-        ("test = 100", "test = 4"),
+        ("validation = 48", "validation = 4"),
+        ("test = 80", "test = 4"),
         ("diameters = [32.0, 58.0]", "diameters = [16.0, 24.0]"),
         ("crop = 96", "crop = 48"),
         ("width = 16", "width = 8"),
