@@ -4,9 +4,10 @@ Live bytes are all tensors that live at the same time during the step, beside th
 gradients. What was predicted is the plan of the trunk or the step of the local network, whichever is more, and the
 trunk's maps with their gradients: what the table of `python -m benchmarks.gmic` has.
 
-    python -m benchmarks.gmic.real --only gmic                              # minutes
-    python -m benchmarks.gmic.real --only gmic3d --plane 1058x670           # a quarter of the pixels
-    python -m benchmarks.gmic.real --only gmic3d                            # 70 slices of 2116 x 1339
+    python -m benchmarks.gmic.real                                          # a while
+    python -m benchmarks.gmic.real --plane 529x335                          # volumes of a sixteenth of the pixels
+
+Volumes of 2 slices and of 70 are measured, whose bytes differ by their maps alone.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--memory", default="160MiB", help="the budget of a streamed trunk (%(default)s)")
     parser.add_argument("--only", choices=("gmic", "gmic3d"), help="one of the two")
-    parser.add_argument("--slices", type=int, default=SLICES, help="of the volume (%(default)s)")
+    parser.add_argument("--slices", type=int, nargs="+", default=[2, SLICES], help="of the volumes (%(default)s)")
     parser.add_argument("--plane", default=f"{PLANE[0]}x{PLANE[1]}", help="height x width of a slice (%(default)s)")
     parser.add_argument("--pages", action="store_true", help="put the table on the page")
     options = parser.parse_args()
@@ -66,8 +67,8 @@ def main() -> None:
     if options.only != "gmic3d":
         made.append(step("GMIC, `recompute=True`", GMIC(recompute=True), (1, 1, *IMAGE), options.memory))
         print(made[-1], flush=True)
-    if options.only != "gmic":
-        made.append(step("3D-GMIC", GMIC3D(), (1, 1, options.slices, height, width), options.memory))
+    for slices in () if options.only == "gmic" else options.slices:
+        made.append(step("3D-GMIC", GMIC3D(), (1, 1, slices, height, width), options.memory))
         print(made[-1], flush=True)
     if options.pages:
         fill(Path(__file__).parent / "README.md", "gmic-real", "\n".join(made))

@@ -3,10 +3,11 @@
     python -m examples.tomosynthesis --out runs/tomosynthesis                  # all of it, 3 seeds
     python -m examples.tomosynthesis --out runs/pilot --pilot --seeds 100      # training and validation volumes alone
 
-Run it in the project's folder. All settings stand in cpu.toml. The best epoch is chosen by the validation loss; the
-test volumes are drawn and looked at once, after every network has been trained.
+Run it in the project's folder. All settings stand in cpu.toml; nothing is chosen while it runs: the weights after the
+last epoch count. The test volumes are drawn and looked at once, after every network has been trained. What was trained
+before is taken from its file, so a run that was stopped goes on.
 
-    out/SEED/MODEL.pt             the weights of the best epoch
+    out/SEED/MODEL.pt             the weights
     out/SEED/MODEL.csv            what it says of each test volume (predictions.csv of the published code)
     out/results.json              every AUC
     out/pictures/                 of 3D-GMIC, first seed: a GIF, the crops, and --slices N ... of a test volume
@@ -28,7 +29,9 @@ from torch import Tensor, nn
 
 from benchmarks.pages import fill
 from examples.tomosynthesis import networks, pictures, volumes
+from streamingcnn.files import whole_file
 from streamingcnn.mammography import write_predictions
+from streamingcnn.training.checkpoint import read_tensors
 from streamingcnn.training.examples import Images
 from streamingcnn.training.loop import Recipe, Training
 from streamingcnn.training.metrics import auc
@@ -40,31 +43,30 @@ CLASSES = ("benign", "malignant")
 BAR = 0.85
 
 
-class Best(Watch):
-    """Keeps the weights of the best epoch, and says how it goes."""
+class Told(Watch):
+    """Says how a training goes."""
 
     def __init__(self, said: str) -> None:
-        self.said, self.state, self.began = said, dict[str, Any](), time.process_time()
+        self.said, self.began = said, time.process_time()
 
     def epoch(self, epoch: Epoch, better: bool) -> None:
         seconds = time.process_time() - self.began
-        told = f"{self.said}, epoch {epoch.number}: loss {epoch.loss:.3f}, validation {epoch.validation:.3f}"
-        print(f"{told}{' (best)' if better else ''}, {seconds:.0f} s", flush=True)
-
-    def save(self, state: dict[str, Any], best: bool) -> None:
-        if best:
-            self.state = state["net"]
+        print(f"{self.said}, epoch {epoch.number}: loss {epoch.loss:.3f}, {seconds:.0f} s of the processor", flush=True)
 
 
-def train(name: str, seed: int, settings: dict[str, Any], training: Images, validation: Images) -> nn.Module:
-    """A network with the weights of its best epoch."""
+def trained(name: str, seed: int, settings: dict[str, Any], training: Images, path: Path) -> nn.Module:
+    """A network with the weights of its file, which is made where it is not there."""
     torch.manual_seed(seed)
     net = networks.make(name, settings["network"])
+    if path.exists():
+        net.load_state_dict(read_tensors(path))
+        return net.eval()
     recipe = Recipe(seed=seed, **settings["train"][name])
-    best = Best(f"{networks.TITLES[name]}, seed {seed}")
-    loop = Training(net, training, networks.loss_of(name, settings["network"]), recipe, validation=validation)
-    loop.run(best)
-    net.load_state_dict(best.state)
+    loss = networks.loss_of(name, settings["network"])
+    Training(net, training, loss, recipe).run(Told(f"{networks.TITLES[name]}, seed {seed}"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as partial:
+        torch.save(net.state_dict(), partial)
     return net.eval()
 
 
@@ -99,7 +101,7 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=HERE / "cpu.toml", help="the settings (%(default)s)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of weights and order (%(default)s)")
     parser.add_argument("--models", nargs="+", choices=networks.NAMES, default=list(networks.NAMES))
-    parser.add_argument("--pilot", action="store_true", help="judge on the validation volumes; no test volume is made")
+    parser.add_argument("--pilot", action="store_true", help="judge on validation volumes; no test volume is made")
     parser.add_argument("--volume", type=int, default=3, help="the test volume that is drawn (%(default)s)")
     parser.add_argument("--slices", type=int, nargs="*", default=[], help="slices of it to draw one by one")
     parser.add_argument("--pages", action="store_true", help="put table and pictures beside the README")
@@ -108,18 +110,15 @@ def main() -> None:
     torch.set_num_threads(settings["threads"])
     # A pilot's volumes are in none of the splits that figures are taken on.
     first = 1_000_000 if options.pilot else 0
-    training, validation = (
-        volumes.examples(volumes.drawn(split, settings["volumes"], first), split) for split in ("train", "validation")
-    )
-    nets = {}
-    for seed in options.seeds:
-        (options.out / str(seed)).mkdir(parents=True, exist_ok=True)
-        for name in options.models:
-            nets[seed, name] = train(name, seed, settings, training, validation)
-            torch.save(nets[seed, name].state_dict(), options.out / str(seed) / f"{name}.pt")
+    training = volumes.examples(volumes.drawn("train", settings["volumes"], first), "train")
+    nets = {
+        (seed, name): trained(name, seed, settings, training, options.out / str(seed) / f"{name}.pt")
+        for seed in options.seeds
+        for name in options.models
+    }
     split = "validation" if options.pilot else "test"
     truths = volumes.drawn(split, settings["volumes"], first)
-    judged = validation if options.pilot else volumes.examples(truths, split)
+    judged = volumes.examples(truths, split)
     results: dict[str, dict[str, list[float]]] = {name: {kind: [] for kind in CLASSES} for name in options.models}
     for (seed, name), net in nets.items():
         said = said_of(net, judged)
@@ -127,7 +126,8 @@ def main() -> None:
         for number, kind in enumerate(CLASSES):
             results[name][kind].append(auc(judged.targets[:, number].int().tolist(), said[:, number].tolist()))
         print(f"{networks.TITLES[name]}, seed {seed}: {split} AUC malignant {results[name]['malignant'][-1]:.3f}")
-    (options.out / "results.json").write_text(json.dumps({"seeds": options.seeds, **results}, indent=1) + "\n")
+    with whole_file(options.out / "results.json") as partial:
+        partial.write_text(json.dumps({"seeds": options.seeds, **results}, indent=1) + "\n")
     if {"gmic3d", "maximum"} <= set(results):
         print(text := table(results, options.seeds))
         if options.pages:

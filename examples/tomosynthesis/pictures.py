@@ -25,7 +25,7 @@ def draw(net: nn.Module, volume: Volume, folder: Path, slices: Sequence[int] = (
     # Transparent where most cells are, densest where the highest is: maps are sparse, and their heights are no
     # probabilities.
     limits = (float(np.quantile(saliency, 0.9)), float(saliency.max()))
-    film(folder / "volume.gif", pixels, saliency, masks, limits=limits, scale=1.5)
+    film(folder / "volume.gif", pixels, saliency, masks, limits=limits)
     for number in slices:
         made = slice_picture(pixels, number, saliency, masks, limits=limits, scale=2)
         made.save(folder / f"slice_{number:02d}.png")
