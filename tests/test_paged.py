@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from streamingcnn import StreamingModule, register_rule, signature
-from streamingcnn.boxes import Box, full, grid
+from streamingcnn.boxes import Box, full
 from streamingcnn.comparison import Row, rows_of, run_step, same_noise
 from streamingcnn.constant import constant_blocks_in
 from streamingcnn.memory import LiveBytes
@@ -28,44 +28,12 @@ from streamingcnn.ops.reductions import Moments, Sum, repeated
 from streamingcnn.ops.rule import Call, Rule, Value, along, same_everywhere
 from streamingcnn.pages import PagedGradient, PagedMap, Table
 from streamingcnn.plan.stages import Stage
-from streamingcnn.sources import ArraySource, ConstantBlocks, MaskedSource, ScaledSource, open_image
+from streamingcnn.sources import ArraySource, MaskedSource, ScaledSource, open_image
+from tests.background import Known, background, small_cells, with_patch
 from tests.blocks import Net, Residual, SqueezeExcite
 from tests.networks import NETWORKS, Network
 
 BOUND = 1e-10
-
-
-class Known(ArraySource):
-    """An image whose constant blocks are found by looking at every pixel."""
-
-    def __init__(self, image: Tensor, side: int = 4) -> None:
-        super().__init__(image, batched=True)
-        extents = tuple(image.shape[2:])
-        steps = (side,) * len(extents)
-        values: dict[tuple[float, ...], int] = {}
-        labels = []
-        for box in grid(extents, steps):
-            block = along(image, tuple(range(2, image.dim())), box).flatten(2)
-            same = bool((block == block[..., :1]).all())
-            labels.append(values.setdefault(tuple(block[..., 0].flatten().tolist()), len(values)) if same else -1)
-        shape = [-(-extent // side) for extent in extents]
-        self.blocks = ConstantBlocks(steps, np.array(labels).reshape(shape))
-
-    def constant_blocks(self) -> ConstantBlocks:
-        return self.blocks
-
-
-def background(*shape: int, value: float = 0.3) -> Tensor:
-    """Constant, one value per image and channel."""
-    image = torch.full(shape, value, dtype=torch.float64)
-    return image + torch.rand(*shape[:2], *(1,) * (len(shape) - 2), dtype=torch.float64)
-
-
-def with_patch(image: Tensor, *box: tuple[int, int]) -> Tensor:
-    """Normal random numbers in one box."""
-    part = along(image, tuple(range(2, image.dim())), box)
-    part.copy_(torch.randn_like(part))
-    return image
 
 
 def errors(net: StreamingModule, plain: nn.Module, image: Tensor, side: int = 4, **more: Any) -> tuple[Row, ...]:
@@ -90,10 +58,9 @@ def assert_exact(rows: tuple[Row, ...], about: object = "") -> None:
 
 
 @pytest.fixture
-def fine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small images are divided into small cells, and any shared tile counts."""
-    monkeypatch.setattr(signature, "SMALLEST", 2)
-    monkeypatch.setattr(signature, "WORTHWHILE", 1e-9)
+def fine() -> Iterator[None]:
+    with small_cells():
+        yield
 
 
 @pytest.mark.usefixtures("fine")

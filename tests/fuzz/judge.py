@@ -9,6 +9,7 @@ import torch
 from streamingcnn import StreamingModule
 from streamingcnn.comparison import Row, Step, rows_of, run_step, same_noise
 from streamingcnn.plan.search import BudgetError
+from tests.background import Known, background, small_cells, with_patch
 from tests.fuzz.networks import Example
 
 BOUND = 1e-10
@@ -18,6 +19,8 @@ def judged(case: Example) -> tuple[StreamingModule, list[tuple[Row, float]]]:
     """The streamed network, and every tensor of both plans' steps with how far it is from plain's."""
     first = StreamingModule(copy.deepcopy(case.net), tile=case.tile)
     steps = [run_step(first, case.image)]
+    if case.other == "shared tiles":
+        return first, against_plain(case, first, steps) + _shared(case)
     second = _other(case)
     # One capture serves both; it takes longer than the steps.
     second._graphs.update(first._graphs)
@@ -29,6 +32,18 @@ def against_plain(case: Example, net: StreamingModule, steps: list[Step]) -> lis
     """Every tensor of some steps with how far it is from plain's; `net` made them and knows what it dropped."""
     reference = run_step(copy.deepcopy(case.net), case.image, noise=same_noise(net))
     rows = [row for step in steps for row in rows_of(step, reference)]
+    return [(row, _error(row, rows, case)) for row in rows]
+
+
+def _shared(case: Example) -> list[tuple[Row, float]]:
+    """The network on an image of one value but for a part of it: equal tiles run once."""
+    image = background(*case.image.shape)
+    with_patch(image, *((size // 3, size) for size in image.shape[2:]))
+    net = StreamingModule(copy.deepcopy(case.net), tile=case.tile)
+    with small_cells():
+        step = run_step(net, Known(image, 3), input_gradients=False)
+    reference = run_step(copy.deepcopy(case.net), image, input_gradients=False, noise=same_noise(net))
+    rows = list(rows_of(step, reference))
     return [(row, _error(row, rows, case)) for row in rows]
 
 

@@ -96,6 +96,8 @@ def example(draw: Draw) -> Example:
     other: tuple[int, ...] | str = tuple(draw.integer(1, size) for size in sizes)
     if chance(draw, 12):
         other = "the smallest plan"
+    elif chance(draw, 6) and not any(kind in NORMS for kind in chosen):
+        other = "shared tiles"  # with norms, what must cancel is too large to tell
     if layers and chance(draw, 6):
         parameters = list(net.parameters())
         if parameters:
