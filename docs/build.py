@@ -6,7 +6,6 @@ examples/). All of those are laid out once more in build/pages with the same pat
 
 from __future__ import annotations
 
-import re
 import shutil
 import subprocess
 import sys
@@ -28,8 +27,8 @@ STYLE = """
 .wy-nav-content { max-width: 1040px }
 .wy-table-responsive table td, .wy-table-responsive table th { white-space: normal }
 .rst-content code { white-space: normal }
-.rst-content .highlight pre { border: 0; margin: 0; white-space: pre }
-.rst-content .highlight pre code { border: 0; padding: 0; white-space: pre }
+.rst-content pre { border: 0; margin: 0; padding: 12px !important; white-space: pre; background: #f6f6f6 }
+.rst-content pre code { border: 0; padding: 0; white-space: pre; background: none }
 """
 
 
@@ -42,13 +41,6 @@ def lay_out() -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
     (PAGES / "extra.css").write_text(STYLE + HtmlFormatter(style="default").get_style_defs(".highlight"))
-
-
-def on_page_content(html: str, **_: object) -> str:
-    """A hook of MkDocs: docstrings are written for Sphinx in two places, roles and `::`; as Markdown they read so."""
-    html = re.sub(r":(?:class|func|meth|mod):<code>~?([\w.]+)</code>", r"<code>\1</code>", html)
-    html = html.replace("<p>::</p>\n", "")
-    return re.sub(r"::</p>", ":</p>", html)
 
 
 def main() -> int:

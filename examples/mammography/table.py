@@ -96,6 +96,9 @@ def bars(results: Results) -> list[str]:
         made.append(
             bar(f"GLAM's Dice of {c} over that of the CAM, at least 1.1", full / mean("CAM", "dice", "CAM", c), 1.1)
         )
+    made.append(
+        "- published gains of GLAM's Dice over the best earlier method, NYU's images: 20.0 % malignant, 39.6 % benign"
+    )
     return made
 
 
@@ -107,8 +110,8 @@ def bar(what: str, figure: float, least: float) -> str:
 
 def markdown(rows: list[list[str]], header: list[str]) -> str:
     """A table in Markdown."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(row) + " |" for row in lines)
+    lines = ["| " + " | ".join(row) + " |" for row in (header, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(header), *lines[1:]])
 
 
 def main() -> None:
@@ -118,7 +121,7 @@ def main() -> None:
     folder = parser.parse_args().folder
     results = read(folder)
     areas, overlaps = rows_of(results)
-    heads = (["", "malignant", "benign", "training"], ["", "malignant", "benign"])
+    heads = (["way", "malignant", "benign", "training"], ["map", "malignant", "benign"])
     text = "\n\n".join(
         [
             f"Seeds {', '.join(map(str, results))}; means, and each seed in brackets.",
