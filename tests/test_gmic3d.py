@@ -86,6 +86,16 @@ def test_streamed_is_plain(shape: tuple[int, ...], train: bool) -> None:
     assert any(row.kind == "input gradient" and row.norm > 0 for row in rows)
 
 
+def test_batch_norms_that_train_look_at_all_streamed_slices() -> None:
+    trunk = ResNet(BasicBlock, (1,), width=4, in_channels=1)
+    plain = GMIC3D(crop_shape=(16, 16), crops=1, percent_t=0.5, trunk=trunk, local=ResNet(BasicBlock, (1,), width=4))
+    plain = plain.double().train()
+    streamed = stream(deepcopy(plain), "ds_net", stored=[], tile=(16, 24))
+    rows = compare(plain, streamed, torch.randn(2, 1, 3, 33, 40, dtype=torch.float64))
+    assert max(row.error for row in rows) <= TOLERANCE
+    assert "ds_net.bn1.running_var" in {row.name for row in rows if row.kind == "buffer"}
+
+
 def test_slices_one_after_another_are_all_at_once() -> None:
     plain, chunks = small(slices_at_once=None), small(slices_at_once=2)
     chunks.load_state_dict(plain.state_dict())

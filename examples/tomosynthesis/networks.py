@@ -1,6 +1,6 @@
 """The three networks that are compared; each looks at a volume (N, 1, D, H, W) and gives a probability per class.
 
-gmic3d      3D-GMIC: slices streamed through the trunk, windows and highest cells over the whole volume
+gmic3d      3D-GMIC: slices through the trunk, windows and highest cells over the whole volume
 maximum     GMIC with the same trunk and local network, on the maximum over the slices: the volume as one image
 slices      a ResNet on every slice, trained and judged by the slice with the highest answer
 """
@@ -17,7 +17,6 @@ from torch.nn import functional as F
 from streamingcnn import stream
 from streamingcnn.models import GMIC, GMIC3D, ResNet
 from streamingcnn.models.gmic import GMICLoss
-from streamingcnn.models.gmic.trunk import group_norm
 from streamingcnn.models.resnet import BasicBlock
 
 NAMES = ("gmic3d", "maximum", "slices")
@@ -25,8 +24,8 @@ TITLES = {"gmic3d": "3D-GMIC", "maximum": "GMIC on the maximum projection", "sli
 
 
 def trunk(width: int) -> ResNet:
-    """A trunk with a cell per 16 pixels; group norms, so that a slice is looked at by itself."""
-    return ResNet(BasicBlock, (1, 1, 1), width=width, in_channels=1, norm=group_norm)
+    """A trunk with a cell per 16 pixels."""
+    return ResNet(BasicBlock, (1, 1, 1), width=width, in_channels=1)
 
 
 def make(name: str, settings: dict[str, Any]) -> nn.Module:
@@ -34,8 +33,8 @@ def make(name: str, settings: dict[str, Any]) -> nn.Module:
     width, side = settings["width"], settings["crop"]
     options = {"crop_shape": (side, side), "crops": settings["crops"]}
     if name == "slices":
-        return PerSlice(ResNet(BasicBlock, (1, 1, 1, 1), width=width, in_channels=1, norm=group_norm, num_classes=2))
-    local = ResNet(BasicBlock, (1, 1, 1), width=width, norm=group_norm)
+        return PerSlice(ResNet(BasicBlock, (1, 1, 1, 1), width=width, in_channels=1, num_classes=2))
+    local = ResNet(BasicBlock, (1, 1, 1), width=width)
     if name == "maximum":
         return OfMaximum(_even(GMIC(percent_t=settings["share_2d"], trunk=trunk(width), local=local, **options)))
     model = GMIC3D(
@@ -47,7 +46,7 @@ def make(name: str, settings: dict[str, Any]) -> nn.Module:
         local=local,
         **options,
     )
-    # Slices are streamed through depth by the model; tiles of a slice are streamed where a budget is given.
+    # With a budget, slices and their tiles are streamed; the batch norms then look at all of them all the same.
     return stream(_even(model), "ds_net", memory=settings["memory"]) if settings["memory"] else _even(model)
 
 
