@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from streamingcnn import StreamingModule, open_image
 from streamingcnn.boxes import Box
 from streamingcnn.capture import capture
+from streamingcnn.cli.evaluate import answered
 from streamingcnn.comparison import compare
 from streamingcnn.memory import LiveBytes
 from streamingcnn.plan.choose import choose_tiles
@@ -27,6 +28,7 @@ from streamingcnn.plan.search import BudgetError
 from streamingcnn.plan.stages import Stage, build_steps
 from streamingcnn.plan.times import BUILT_IN, Rate
 from streamingcnn.sources import ReadError
+from streamingcnn.training.settings import Settings
 
 
 def test_wrapping_leaves_a_spectral_norm_where_it_is() -> None:
@@ -177,3 +179,11 @@ def test_a_damaged_region_does_not_spoil_the_boxes_read_beside_it(tmp_path: Path
 
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(read, [good, bad, good, good] * 20))
+
+
+def test_a_regression_is_evaluated_by_its_value() -> None:
+    """`streamingcnn evaluate` asked every task for probabilities; a regression has none, and no case was answered."""
+    net = StreamingModule(nn.Sequential(nn.Conv2d(3, 1, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()), tile=8)
+    settings = Settings(task="regression", target_mean=100.0, target_std=10.0)
+    image = torch.rand(1, 3, 8, 8)
+    assert answered(net, settings, image) == (pytest.approx(net(image).item() * 10 + 100),)

@@ -1,8 +1,8 @@
 """H&E patches of 256 x 256 pixels with the number of their nuclei: from a folder, or made.
 
-    stage1_train/                 (BBBC038)       he_nuclei/
-      ID/images/ID.png                              ID.png
-      ID/masks/*.png   one for each nucleus         ID_nuclei.png    0, then a number for each nucleus
+stage1_train/                 (BBBC038)       he_nuclei/
+  ID/images/ID.png                              ID.png
+  ID/masks/*.png   one for each nucleus         ID_nuclei.png    0, then a number for each nucleus
 """
 
 from __future__ import annotations

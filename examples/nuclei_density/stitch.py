@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
-from patches import SIDE, Patch
 
+from examples.nuclei_density.patches import SIDE, Patch
 from streamingcnn.files import whole_folder
 
 ROWS = 4
@@ -45,7 +45,10 @@ def write_slides(
         for part, (split, count) in enumerate(slides.items()):
             rng = np.random.default_rng([seed, part, task == "count"])
             for number in range(count):
-                drawn, label = (_by_count if task == "count" else _by_label)(patches[split], limits, number, rng)
+                if task == "count":
+                    drawn, label = by_count(patches[split], rng)
+                else:
+                    drawn, label = by_label(patches[split], limits, number, rng)
                 name = f"{split}_{number:03d}.tif"
                 tifffile.imwrite(partial / name, _stitched(drawn, rng), tile=(SIDE, SIDE), photometric="rgb")
                 rows.append((name, label, split))
@@ -55,26 +58,26 @@ def write_slides(
     return table
 
 
-def _by_label(
+def by_label(
     patches: list[Patch], limits: tuple[int, int], number: int, rng: np.random.Generator
 ) -> tuple[list[Patch], str]:
     """Patches of a slide that is positive where its number is odd."""
     sparse = [patch for patch in patches if patch.nuclei < limits[0]]
     dense = [patch for patch in patches if patch.nuclei >= limits[1]]
     if not sparse or not dense:
-        raise ValueError(f"{len(patches)} patches of a split: {len(sparse)} sparse, {len(dense)} dense; needed are both")
+        raise ValueError(
+            f"{len(patches)} patches of a split: {len(sparse)} sparse, {len(dense)} dense; needed are both"
+        )
     drawn = _drawn(sparse, ROWS * ROWS, rng)
     if number % 2 == 0:
-        return drawn, "none"
+        return drawn, "sparse"
     extra = int(rng.integers(1, 3))
     for place, patch in zip(rng.permutation(len(drawn))[:extra], _drawn(dense, extra, rng), strict=True):
         drawn[place] = patch
     return drawn, "dense"
 
 
-def _by_count(
-    patches: list[Patch], limits: tuple[int, int], number: int, rng: np.random.Generator
-) -> tuple[list[Patch], str]:
+def by_count(patches: list[Patch], rng: np.random.Generator) -> tuple[list[Patch], str]:
     """Patches of a slide, more or less of them from the fuller half, and the sum of their nuclei."""
     ordered = sorted(patches, key=lambda patch: patch.nuclei)
     half = len(ordered) // 2
