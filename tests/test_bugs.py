@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from streamingcnn import StreamingModule, open_image
 from streamingcnn.boxes import Box
 from streamingcnn.capture import capture
+from streamingcnn.cli.evaluate import answered
 from streamingcnn.comparison import compare
 from streamingcnn.memory import LiveBytes
 from streamingcnn.models import GMIC, ResNet
@@ -31,6 +32,7 @@ from streamingcnn.plan.search import BudgetError
 from streamingcnn.plan.stages import Stage, build_steps
 from streamingcnn.plan.times import BUILT_IN, Rate
 from streamingcnn.sources import ReadError
+from streamingcnn.training.settings import Settings
 from tests.blocks import Net
 
 
@@ -255,3 +257,11 @@ def test_slices_that_run_again_drop_the_same_pixels() -> None:
         gradients.append(torch.autograd.grad((made() ** 2).sum(), list(trunk.parameters())))
     for streamed, plain in zip(*gradients, strict=True):
         torch.testing.assert_close(streamed, plain, rtol=1e-10, atol=1e-12)
+
+
+def test_a_regression_is_evaluated_by_its_value() -> None:
+    """`streamingcnn evaluate` asked every task for probabilities; a regression has none, and no case was answered."""
+    net = StreamingModule(nn.Sequential(nn.Conv2d(3, 1, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()), tile=8)
+    settings = Settings(task="regression", target_mean=100.0, target_std=10.0)
+    image = torch.rand(1, 3, 8, 8)
+    assert answered(net, settings, image) == (pytest.approx(net(image).item() * 10 + 100),)

@@ -138,9 +138,11 @@ def folder_of(trained: Path) -> Path:
 
 
 def answered(net: StreamingModule, settings: Settings, seen: Any) -> tuple[float, ...]:
-    """The network's answer to one image, as numbers."""
+    """The network's answer to one image, as numbers: a probability for each class, or the one value."""
+    task = settings.labels_as()
     with torch.no_grad():
-        found = settings.labels_as().probabilities(net(seen))[0]
+        result = net(seen)
+    found = task.values(result) if task.kind == "regression" else task.probabilities(result)[0]
     return tuple(float(value) for value in found.reshape(-1))
 
 

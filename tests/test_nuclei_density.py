@@ -1,0 +1,96 @@
+"""The example of dense patches and nuclei: what its slides are made of, and one small run of it."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from examples.nuclei_density import run, stitch
+from examples.nuclei_density.patches import Patch, made_patches, read_patches, share_below, split_patches
+from tests.shared import shared
+
+
+@pytest.fixture(scope="module")
+def made() -> list[Patch]:
+    return made_patches(40)
+
+
+def test_patches_of_bbbc038_are_counted_by_the_middles_of_their_nuclei(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 520, 3), np.uint8)
+    places = [
+        (30, 30),
+        (200, 100),
+        (100, 300),
+        (2, 400),
+        (100, 254),
+    ]  # the fourth is above the patches, the fifth split
+    for name, image in (("colour", pixels), ("grey", np.repeat(pixels[..., :1], 3, 2)), ("small", pixels[:200])):
+        (tmp_path / name / "images").mkdir(parents=True)
+        (tmp_path / name / "masks").mkdir()
+        Image.fromarray(image).save(tmp_path / name / "images" / f"{name}.png")
+        for number, (y, x) in enumerate(places):
+            mask = np.zeros(image.shape[:2], np.uint8)
+            mask[y : y + 10, x : x + 10] = 255
+            Image.fromarray(mask).save(tmp_path / name / "masks" / f"{number}.png")
+    left, right = read_patches(tmp_path)
+    assert (left.nuclei, right.nuclei, left.image) == (3 - 1, 2, "colour")
+    assert (left.pixels == pixels[22:278, 4:260]).all() and (right.pixels == pixels[22:278, 260:516]).all()
+
+
+def test_no_image_is_in_two_splits_and_each_has_its_dense_ones(made: list[Patch]) -> None:
+    patches = [Patch(p.pixels, p.nuclei, f"image_{number // 2}") for number, p in enumerate(made)]
+    split = split_patches(patches)
+    images = {name: {patch.image for patch in found} for name, found in split.items()}
+    assert {name: len(found) for name, found in images.items()} == {"train": 10, "validation": 4, "test": 6}
+    assert len(set.union(*images.values())) == 20
+    assert all(max(p.nuclei for p in found) >= share_below(patches, 0.9) for found in split.values())
+
+
+def test_negatives_have_no_dense_patch_and_positives_one_or_two(made: list[Patch]) -> None:
+    limits = share_below(made, 0.8), share_below(made, 0.9)
+    rng = np.random.default_rng(0)
+    for number in range(40):
+        patches, label = stitch.by_label(made, limits, number, rng)
+        dense = sum(patch.nuclei >= limits[1] for patch in patches)
+        assert label == ("dense" if number % 2 else "sparse") and dense in ((1, 2) if number % 2 else (0,))
+        assert sum(patch.nuclei < limits[0] for patch in patches) == 16 - dense
+
+
+def test_counts_spread_and_are_those_of_the_slide(made: list[Patch], tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    counts = np.array([float(stitch.by_count(made, rng)[1]) for _ in range(300)])
+    assert counts.std() >= counts.mean() / 4
+    one = {
+        split: [Patch(np.full((256, 256, 3), shade, np.uint8), shade, "")] * 2 for split, shade in (("a", 3), ("b", 7))
+    }
+    table = stitch.write_slides(tmp_path / "slides", "count", one, (0, 0), {"a": 1, "b": 1}, 0)
+    for row in csv.DictReader(table.open()):
+        pixels = tifffile.imread(table.parent / row["path"])
+        assert pixels.shape == (1024, 1024, 3) and (pixels == int(row["label"]) // 16).all()
+        assert pixels.flat[0] == {"a": 3, "b": 7}[row["split"]]
+
+
+def test_real_patches_are_read() -> None:
+    patches = read_patches(shared("he_nuclei"))
+    assert len(patches) == 106
+    assert sum(patch.nuclei >= share_below(patches, 0.9) for patch in patches) == 11
+
+
+def test_the_example_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--out", str(tmp_path), "--seeds", "3", "--slides", "2", "2", "4", "--epochs", "1"]
+    run.main(arguments)
+    printed = capsys.readouterr().out
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert [each["task"] for each in found] == ["label", "count"]
+    for each in found:
+        reached = each["value"] >= each["bar"] and each["value"] > each["mean_colour"]
+        assert f"{each['measure']} {each['value']:.3f}" in printed and each["reached"] == reached
+    assert f"{sum(each['reached'] for each in found)} of 2 bars reached, on test slides" in printed
+    with Image.open(tmp_path / "figure.png") as picture:
+        assert picture.width == 880
