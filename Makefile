@@ -73,5 +73,5 @@ $(VENV)/.%: $(VENV)/torch-$(TORCH).txt setup.cfg
 	$(BIN)/python -m pip install --quiet --constraint $< --editable ".[$*]"
 	touch $@
 
-# mypy follows the imports of the benchmarks, so it sees what the tests see.
-$(VENV)/.dev: $(VENV)/.test
+# mypy follows the imports of the benchmarks and of the site, so it sees what they see.
+$(VENV)/.dev: $(VENV)/.test $(VENV)/.docs
