@@ -83,15 +83,25 @@ def test_real_patches_are_read() -> None:
     assert sum(patch.nuclei >= share_below(patches, 0.9) for patch in patches) == 11
 
 
+SMALL = """
+sparse = 0.8
+dense = 0.9
+tile = 512
+count = { head = "mean", slides = { train = 2, validation = 1, test = 4 }, recipe = { epochs = 1, batch = 2 } }
+label = { head = "top", slides = { train = 2, validation = 1, test = 4 }, recipe = { epochs = 1, batch = 2 } }
+"""
+
+
 def test_the_example_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--out", str(tmp_path), "--seeds", "3", "--slides", "2", "1", "4", "--epochs", "1"]
-    run.main(arguments)
+    (tmp_path / "small.toml").write_text(SMALL)
+    run.main(["--out", str(tmp_path), "--seeds", "3", "--config", str(tmp_path / "small.toml")])
     printed = capsys.readouterr().out
     found = json.loads((tmp_path / "results.json").read_text())
-    assert [each["task"] for each in found] == ["label", "count"]
+    assert [each["task"] for each in found] == ["count", "label"]
     for each in found:
         reached = each["value"] >= each["bar"] and each["value"] > each["mean_colour"]
-        assert f"{each['measure']} {each['value']:.3f}" in printed and each["reached"] == reached
+        assert f"test {each['measure']} {each['value']:.3f}, mean colour {each['mean_colour']:.3f}" in printed
+        assert each["reached"] == reached
     assert f"{sum(each['reached'] for each in found)} of 2 bars reached, on test slides" in printed
     with Image.open(tmp_path / "figure.png") as picture:
         assert picture.width == 880

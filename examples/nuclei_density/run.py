@@ -77,7 +77,7 @@ def measured(
 ) -> dict[str, Any]:
     """One task with one seed: what the network reaches, and the mean colour."""
     folder = out / f"seed_{seed}"
-    table = write_slides(folder / f"{task}_slides", task, split, limits, config["slides"], seed)
+    table = write_slides(folder / f"{task}_slides", task, split, limits, config[task]["slides"], seed)
     kind = "regression" if task == "count" else "binary"
     cases = read_table(table, task=kind, classes=() if task == "count" else CLASSES).cases
     of = {name: [case for case in cases if case.split == name] for name in split}
@@ -108,7 +108,8 @@ def measured(
     write_evaluation(result, folder / f"{task}_{on}")
     print(f"  {main_figure(result.measures)}, {time.perf_counter() - start:.0f} s")
     measure, bar = BARS[task]
-    value, colour = result.measures[measure], by_colour(task, of["train"], of[on])
+    value = result.measures[measure] or 0.0  # none where all answers are the same
+    colour = by_colour(task, of["train"], of[on])
     found = {"task": task, "seed": seed, "measure": measure, "value": value, "bar": bar, "mean_colour": colour}
     return found | {
         "interval": result.measures[f"{measure}_interval"],
