@@ -55,11 +55,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--tasks", nargs="+", choices=BARS, default=list(BARS), help="(both)")
     parser.add_argument("--on", choices=("test", "validation"), default="test", help="measured there (%(default)s)")
     parser.add_argument("--config", type=Path, default=Path(__file__).parent / "settings.toml", help="(%(default)s)")
+    parser.add_argument("--sparse", type=float, help="share of patches that are sparse, instead of the settings'")
     args = parser.parse_args(arguments)
     config = tomllib.loads(args.config.read_text())
 
     patches = read_patches(args.data) if args.data else made_patches()
-    limits = share_below(patches, config["sparse"]), share_below(patches, config["dense"])
+    limits = share_below(patches, args.sparse or config["sparse"]), share_below(patches, config["dense"])
     split = split_patches(patches)
     said(split, limits, args.data)
     found = []
