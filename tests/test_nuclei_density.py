@@ -18,7 +18,7 @@ from tests.shared import shared
 
 @pytest.fixture(scope="module")
 def made() -> list[Patch]:
-    return made_patches(40)
+    return made_patches(100)
 
 
 def test_patches_of_bbbc038_are_counted_by_the_middles_of_their_nuclei(tmp_path: Path) -> None:
@@ -29,7 +29,7 @@ def test_patches_of_bbbc038_are_counted_by_the_middles_of_their_nuclei(tmp_path:
         (100, 300),
         (2, 400),
         (100, 254),
-    ]  # the fourth is above the patches, the fifth split
+    ]  # the fourth is above, the fifth is cut
     for name, image in (("colour", pixels), ("grey", np.repeat(pixels[..., :1], 3, 2)), ("small", pixels[:200])):
         (tmp_path / name / "images").mkdir(parents=True)
         (tmp_path / name / "masks").mkdir()
@@ -39,17 +39,18 @@ def test_patches_of_bbbc038_are_counted_by_the_middles_of_their_nuclei(tmp_path:
             mask[y : y + 10, x : x + 10] = 255
             Image.fromarray(mask).save(tmp_path / name / "masks" / f"{number}.png")
     left, right = read_patches(tmp_path)
-    assert (left.nuclei, right.nuclei, left.image) == (3 - 1, 2, "colour")
+    assert (left.nuclei, right.nuclei, left.image) == (3, 1, "colour")
     assert (left.pixels == pixels[22:278, 4:260]).all() and (right.pixels == pixels[22:278, 260:516]).all()
 
 
 def test_no_image_is_in_two_splits_and_each_has_its_dense_ones(made: list[Patch]) -> None:
-    patches = [Patch(p.pixels, p.nuclei, f"image_{number // 2}") for number, p in enumerate(made)]
-    split = split_patches(patches)
+    dense = share_below(made, 0.9)
+    assert [sum(p.nuclei >= dense for p in found) for found in split_patches(made).values()] == [5, 2, 3]
+    split = split_patches([Patch(p.pixels, p.nuclei, f"image_{number // 2}") for number, p in enumerate(made)])
     images = {name: {patch.image for patch in found} for name, found in split.items()}
-    assert {name: len(found) for name, found in images.items()} == {"train": 10, "validation": 4, "test": 6}
-    assert len(set.union(*images.values())) == 20
-    assert all(max(p.nuclei for p in found) >= share_below(patches, 0.9) for found in split.values())
+    assert {name: len(found) for name, found in images.items()} == {"train": 25, "validation": 10, "test": 15}
+    assert len(set.union(*images.values())) == 50
+    assert sum(map(len, split.values())) == 100
 
 
 def test_negatives_have_no_dense_patch_and_positives_one_or_two(made: list[Patch]) -> None:
@@ -70,7 +71,7 @@ def test_counts_spread_and_are_those_of_the_slide(made: list[Patch], tmp_path: P
         split: [Patch(np.full((256, 256, 3), shade, np.uint8), shade, "")] * 2 for split, shade in (("a", 3), ("b", 7))
     }
     table = stitch.write_slides(tmp_path / "slides", "count", one, (0, 0), {"a": 1, "b": 1}, 0)
-    for row in csv.DictReader(table.open()):
+    for row in csv.DictReader(table.read_text().splitlines()):
         pixels = tifffile.imread(table.parent / row["path"])
         assert pixels.shape == (1024, 1024, 3) and (pixels == int(row["label"]) // 16).all()
         assert pixels.flat[0] == {"a": 3, "b": 7}[row["split"]]
@@ -82,15 +83,25 @@ def test_real_patches_are_read() -> None:
     assert sum(patch.nuclei >= share_below(patches, 0.9) for patch in patches) == 11
 
 
+SMALL = """
+sparse = 0.8
+dense = 0.9
+tile = 512
+count = { head = "mean", slides = { train = 2, validation = 1, test = 4 }, recipe = { epochs = 1, batch = 2 } }
+label = { head = "top", slides = { train = 2, validation = 1, test = 4 }, recipe = { epochs = 1, batch = 2 } }
+"""
+
+
 def test_the_example_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--out", str(tmp_path), "--seeds", "3", "--slides", "2", "2", "4", "--epochs", "1"]
-    run.main(arguments)
+    (tmp_path / "small.toml").write_text(SMALL)
+    run.main(["--out", str(tmp_path), "--seeds", "3", "--config", str(tmp_path / "small.toml")])
     printed = capsys.readouterr().out
     found = json.loads((tmp_path / "results.json").read_text())
-    assert [each["task"] for each in found] == ["label", "count"]
+    assert [each["task"] for each in found] == ["count", "label"]
     for each in found:
         reached = each["value"] >= each["bar"] and each["value"] > each["mean_colour"]
-        assert f"{each['measure']} {each['value']:.3f}" in printed and each["reached"] == reached
+        assert f"test {each['measure']} {each['value']:.3f}, mean colour {each['mean_colour']:.3f}" in printed
+        assert each["reached"] == reached
     assert f"{sum(each['reached'] for each in found)} of 2 bars reached, on test slides" in printed
     with Image.open(tmp_path / "figure.png") as picture:
         assert picture.width == 880

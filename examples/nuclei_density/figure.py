@@ -23,7 +23,7 @@ def draw(path: Path, found: Sequence[dict[str, Any]], out: Path, on: str) -> Non
     seeds = sorted({each["seed"] for each in found})
     most = 0.0
     for each in found:
-        with (out / f"seed_{each['seed']}" / each["task"] / on / "predictions.csv").open() as file:
+        with (out / f"seed_{each['seed']}" / f"{each['task']}_{on}" / "predictions.csv").open() as file:
             rows = list(csv.DictReader(file))
         colour = COLOURS[seeds.index(each["seed"]) % len(COLOURS)]
         name = f"seed {each['seed']}: {each['value']:.3f}, mean colour {each['mean_colour']:.3f}"

@@ -35,7 +35,9 @@ def write_slides(
     """
     table = folder / "table.csv"
     counts = {split: [patch.nuclei for patch in found] for split, found in patches.items()}
-    recipe = json.dumps({"task": task, "limits": limits, "slides": slides, "seed": seed, "patches": counts})
+    recipe = json.dumps(
+        {"task": task, "limits": limits if task == "label" else None, "slides": slides, "seed": seed, "patches": counts}
+    )
     if folder.exists():
         if not (folder / "recipe.json").is_file() or (folder / "recipe.json").read_text() != recipe:
             raise ValueError(f"{folder} holds other slides; give another --out")
