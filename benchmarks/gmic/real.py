@@ -1,8 +1,8 @@
 """One whole streamed training step of GMIC and of 3D-GMIC, with numbers, measured: `python -m benchmarks.gmic.real`.
 
 Live bytes are all tensors that live at the same time during the step, beside the image, the parameters and their
-gradients. What was predicted is the plan of the trunk or the step of the local network, whichever is more, and the
-trunk's maps with their gradients: what the table of `python -m benchmarks.gmic` has.
+gradients. What was predicted is the plan of the trunk or of the local network, whichever is more, the trunk's maps with
+their gradients, and the crops: what the table of `python -m benchmarks.gmic` has. Both networks are streamed.
 
     python -m benchmarks.gmic.real                                          # a while
     python -m benchmarks.gmic.real --plane 529x335                          # volumes of a sixteenth of the pixels
@@ -18,11 +18,10 @@ import time
 from pathlib import Path
 
 import torch
-from torch import nn
 
-from benchmarks.gmic.__main__ import IMAGE, PLANE, SLICES, cost
+from benchmarks.gmic.__main__ import IMAGE, LOCAL, PLANE, SLICES
 from benchmarks.pages import fill
-from streamingcnn import stream
+from streamingcnn import StreamingModule, stream
 from streamingcnn.memory import LiveBytes, format_bytes
 from streamingcnn.models import GMIC, GMIC3D
 from streamingcnn.models.gmic import GMICLoss
@@ -30,11 +29,19 @@ from streamingcnn.models.gmic import GMICLoss
 HEAD = "| a real step | seconds | live bytes | predicted | process |\n|---|---|---|---|---|"
 
 
-def step(name: str, model: nn.Module, shape: tuple[int, ...], memory: str) -> str:
+def step(name: str, model: GMIC | GMIC3D, shape: tuple[int, ...], memory: str) -> str:
     """A line of the table: forward, loss and backward of one image or volume."""
+<<<<<<< HEAD
     crops = cost(type(model)().dn_resnet, model.crops, 3, *model.crop_shape)  # type: ignore[arg-type, misc]
     stream(model.train(), "ds_net", memory=memory)
     plan = model.ds_net.plan((1, 1, *shape[-2:])).peak_bytes  # type: ignore[operator, union-attr]
+=======
+    stream(stream(model.train(), "ds_net", memory=memory), "dn_resnet", memory=LOCAL)
+    trunk, local = model.ds_net, model.dn_resnet
+    assert isinstance(trunk, StreamingModule) and isinstance(local, StreamingModule)
+    plan = trunk.plan((1, 1, *shape[-2:])).peak_bytes
+    closer = local.plan((model.crops, 3, *model.crop_shape)).peak_bytes
+>>>>>>> tomo
     torch.manual_seed(0)
     x, labels = torch.rand(shape), torch.tensor([[0.0, 1.0]])
     for parameter in model.parameters():
@@ -45,7 +52,7 @@ def step(name: str, model: nn.Module, shape: tuple[int, ...], memory: str) -> st
         GMICLoss(0.1, "mean")(result, labels).backward()
     seconds = time.perf_counter() - began
     cells = result.saliency[0, 0].numel()
-    predicted = max(plan, crops.peak) + 2 * cells * 256 * 4
+    predicted = max(plan, closer) + 2 * cells * 256 * 4 + 4 * result.crops.nbytes
     size = " x ".join(map(str, shape[2:]))
     return (
         f"| {name}, {size} | {seconds:.0f} | {format_bytes(live.peak)} | {format_bytes(predicted)} | "

@@ -29,15 +29,17 @@ def draw(net: nn.Module, volume: Volume, folder: Path, slices: Sequence[int] = (
     for number in slices:
         made = slice_picture(pixels, number, saliency, masks, limits=limits, scale=2)
         made.save(folder / f"slice_{number:02d}.png")
-    attention = result.attention[0]
-    best = int(result.crop_slices[0, attention.argmax()])
-    order = attention.argsort(descending=True).tolist()
+    # The slice where the likelier kind of lesion is seen best, and the windows that lie in it.
+    kind = int(result.prediction[0].argmax())
+    best = int(saliency[kind].max((1, 2)).argmax())
+    order = result.attention[0].argsort(descending=True)
+    here = order[result.crop_slices[0, order] == best]
     picture(
         pixels[best],
         saliency[:, best],
         masks=masks[:, best],
         crops=result.crops[0, order, 0].numpy(),
-        attention=attention[order].tolist(),
-        locations=[tuple(each) for each in result.locations[0, order].tolist()],
+        attention=result.attention[0, order].tolist(),
+        locations=[(int(row), int(column)) for row, column in result.locations[0, here].tolist()],
         limits=limits,
     ).save(folder / "crops.png")
