@@ -31,17 +31,11 @@ HEAD = "| a real step | seconds | live bytes | predicted | process |\n|---|---|-
 
 def step(name: str, model: GMIC | GMIC3D, shape: tuple[int, ...], memory: str) -> str:
     """A line of the table: forward, loss and backward of one image or volume."""
-<<<<<<< HEAD
-    crops = cost(type(model)().dn_resnet, model.crops, 3, *model.crop_shape)  # type: ignore[arg-type, misc]
-    stream(model.train(), "ds_net", memory=memory)
-    plan = model.ds_net.plan((1, 1, *shape[-2:])).peak_bytes  # type: ignore[operator, union-attr]
-=======
     stream(stream(model.train(), "ds_net", memory=memory), "dn_resnet", memory=LOCAL)
     trunk, local = model.ds_net, model.dn_resnet
     assert isinstance(trunk, StreamingModule) and isinstance(local, StreamingModule)
     plan = trunk.plan((1, 1, *shape[-2:])).peak_bytes
     closer = local.plan((model.crops, 3, *model.crop_shape)).peak_bytes
->>>>>>> tomo
     torch.manual_seed(0)
     x, labels = torch.rand(shape), torch.tensor([[0.0, 1.0]])
     for parameter in model.parameters():
