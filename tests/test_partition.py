@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 from functools import cache
@@ -142,8 +141,12 @@ def test_a_checkpoint_that_was_not_finished_is_none(tmp_path: Path, monkeypatch:
     first = step()
     save_checkpoint(tmp_path, net, optimizer, 1)
     second = step()
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
     with monkeypatch.context() as patched:
-        patched.setattr(os, "replace", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        patched.setattr(os, "replace", stopped)
         with pytest.raises(KeyboardInterrupt):
             save_checkpoint(tmp_path, net, optimizer, 2)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".step_00000002.partial", "step_00000001"]
