@@ -136,8 +136,11 @@ class _Lowering:
                 self.made[node] = node
         outputs = self._outputs()
         self.builder.check()
-        wanted_values = [*values_in(outputs), *(v for _, v in self.builder.mutations)]
-        nodes = joined(_pruned(self.builder.nodes, wanted_values))
+        nodes = self._needed(outputs)
+        if all(isinstance(node, Given) for node in nodes.values()):
+            outputs = tuple(map(self._copied, outputs))
+            nodes = self._needed(outputs)
+        nodes = joined(nodes)
         given = dict(_tensors_behind(nodes, self.builder.module, leaves))
         wanted = torch.is_grad_enabled()
         return fold(
@@ -154,6 +157,10 @@ class _Lowering:
                 trained=frozenset(name for name, tensor in given.items() if wanted and tensor.requires_grad),
             )
         )
+
+    def _needed(self, outputs: tuple[Any, ...]) -> dict[str, Node]:
+        wanted = [*values_in(outputs), *(value for _, value in self.builder.mutations)]
+        return _pruned(self.builder.nodes, wanted)
 
     def _placeholder(self, node: torch.fx.Node, spec: Any, tensors: Iterator[int], inputs: dict[int, Value]) -> Any:
         fake = node.meta.get("val")
@@ -183,18 +190,17 @@ class _Lowering:
             elif spec.kind is OutputKind.USER_OUTPUT:
                 if isinstance(result, Problem):
                     self.builder.refuse(result)
-                results.append(self._made(result, made))
+                results.append(result)
             else:
                 problem = Problem("", str(spec.kind), f"forward writes to '{spec.target}'", "return it instead")
                 self.builder.refuse(problem)
         return tuple(results)
 
-    def _made(self, result: Any, node: Any) -> Any:
-        """The result of a network that computes nothing, as a copy of its input: a step has at least one stage."""
-        nodes = self.builder.nodes
-        if not isinstance(result, Value) or any(not isinstance(each, Given) for each in nodes.values()):
+    def _copied(self, result: Any) -> Any:
+        """A result of a network that computes nothing, as a copy of its input: a step has at least one stage."""
+        if not isinstance(result, Value):
             return result
-        call = Call(aten.alias.default, {"self": result}, result.shape, result.dtype, "", node.name)
+        call = Call(aten.alias.default, {"self": result}, result.shape, result.dtype, "", f"{result.name}_copy")
         if result.spatial:
             return pointwise.apply_in_place(self.builder, call)
         return self.builder.plain(call, call.target, (result,))

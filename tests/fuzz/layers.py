@@ -275,8 +275,12 @@ def kinds(space: int) -> list[str]:
     return [name for name in LAYERS for _ in range(OFTEN.get(name, 1)) if space == 2 or name not in FLAT]
 
 
-def fits(kind: str, channels: int, sizes: tuple[int, ...]) -> bool:
+def fits(kind: str, shape: tuple[int, ...]) -> bool:
     """Whether a kind of layer makes sense for a map; torch says the rest."""
+    batch, channels, *sizes = shape
+    if kind == "instance_norm" and batch == 1:
+        # Torch's own gradient is wrong there for a gradient that is not contiguous, such as a permutation's.
+        return False
     if kind == "pixel_shuffle":
         return channels % 4 == 0
     if kind == "pixel_unshuffle":

@@ -70,7 +70,7 @@ def example(draw: Draw) -> Example:
         if kind in JOINS:
             read.append(draw.integer(0, len(maps) - 1))
         x = maps[read[0]]
-        if not fits(kind, x.shape[1], tuple(x.shape[2:])):
+        if not fits(kind, tuple(x.shape)):
             continue
         if kind == "together" and x.shape[1] != maps[read[1]].shape[1]:
             read[1] = read[0]
