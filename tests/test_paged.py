@@ -51,7 +51,7 @@ def assert_exact(rows: tuple[Row, ...], about: object = "") -> None:
     scale = max((row.norm for row in rows if row.kind == "parameter gradient"), default=0.0)
 
     def is_rounding(row: Row) -> bool:
-        return row.norm < 1e-11 * scale and row.error * max(row.norm, 1e-6 * scale) < 4 * row.norm
+        return row.norm < 1e-9 * scale and row.error * max(row.norm, 1e-6 * scale) < 4 * row.norm
 
     wrong = [row for row in rows if row.error > BOUND and not is_rounding(row)]
     assert not wrong, f"{about}\n" + "\n".join(f"{row.error:9.2g}  {row}" for row in wrong)
