@@ -20,7 +20,7 @@ test: $(VENV)/.test
 faults: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -c "import sys; from tests.faults import run; sys.exit(run())" $(ARGS)
 
-# 10,000 random networks, streamed against plain (an hour on two cores); make fuzz ARGS="--graphs 500" for fewer.
+# 10,000 random networks, streamed against plain (half an hour on two cores); make fuzz ARGS="--graphs 500" for fewer.
 fuzz: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz $(ARGS)
 
