@@ -32,7 +32,7 @@ def main() -> None:
             shape = (1, 3, options.size, options.size)
             runs = [
                 Run("resnet18", shape, "lightstream", tile=TILE, threads=options.threads),
-                Run("resnet18", shape, "streamed", threads=options.threads),
+                Run("resnet18", shape, "streamed", memory="720MiB", threads=options.threads),
                 Run("resnet18", shape, "plain", threads=options.threads),
             ]
             measured = measure(runs, rounds=options.rounds, limit=options.limit)
