@@ -60,7 +60,7 @@ class _Gathered(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, shape: tuple[int, ...], partition: Partition) -> Tensor:
         ctx.value = value = Value("gathered", shape, tensor.dtype, tuple(range(2, len(shape))))
-        boxes = partition.division(len(shape) - 2).boxes(value.extents)
+        boxes = partition._division(len(shape) - 2).boxes(value.extents)
         ctx.own = boxes[partition.rank]
         return whole(tensor.detach(), value, partition.link, boxes, tensor.device)
 

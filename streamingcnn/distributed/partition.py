@@ -88,7 +88,7 @@ class Partition:
         #: The connection to the other ranks.
         self.link = Link.to(self.group, timedelta(seconds=timeout))
 
-    def division(self, space: int) -> Division:
+    def _division(self, space: int) -> Division:
         """How maps of so many spatial axes are divided.
 
         Raises:
@@ -111,7 +111,7 @@ class Partition:
         extents = tuple(shape[2:])
         if not 1 <= len(extents) <= 3:
             raise ValueError(f"shape={tuple(shape)}; needed is (batch, channels, *space) with 1, 2 or 3 spatial axes")
-        return self.division(len(extents)).boxes(extents)[self.rank if rank is None else rank]
+        return self._division(len(extents)).boxes(extents)[self.rank if rank is None else rank]
 
     def input_box(self, shape: Sequence[int]) -> Box:
         """The box of an image that this rank gives to the network, where it does not give all of it.
@@ -147,14 +147,14 @@ class Partition:
         """This rank's part in a plan."""
         if self.size == 1:
             return ALONE
-        layout = Layout(graph, steps, self.division(graph.space), self.gather == "all")
+        layout = Layout(graph, steps, self._division(graph.space), self.gather == "all")
         return Member(layout, self.link, device)
 
     def ranks(self, space: int, parts: frozenset[str] = frozenset()) -> Ranks:
         """What a plan has to know of the ranks."""
-        return Ranks(self.division(space), self.gather == "all", parts)
+        return Ranks(self._division(space), self.gather == "all", parts)
 
-    def agree(self, mine: Mapping[str, str], chance: Any = None) -> Any:
+    def _agree(self, mine: Mapping[str, str], chance: Any = None) -> Any:
         """Make sure that all ranks are about to run the same step, and give them the first one's ``chance``.
 
         Raises:
@@ -189,7 +189,7 @@ class Partition:
             PartitionError: (on every rank) they are not about to.
         """
         said = description(graph, plan, needs, leaves, training)
-        drawn, state = self.agree(said, (seed, torch_states(device) if graph.draws else None))
+        drawn, state = self._agree(said, (seed, torch_states(device) if graph.draws else None))
         if state is not None:
             torch.set_rng_state(state[0])
             if state[1] is not None:
@@ -203,7 +203,7 @@ class Partition:
             PartitionError: (on every rank) they have not the same ones.
         """
         named = [*module.named_parameters(), *module.named_buffers()]
-        self.agree({f"'{name}'": f"{tuple(tensor.shape)} {tensor.dtype}" for name, tensor in named})
+        self._agree({f"'{name}'": f"{tuple(tensor.shape)} {tensor.dtype}" for name, tensor in named})
         with torch.no_grad():
             for tensor in (*module.parameters(), *module.buffers()):
                 held = tensor.detach().contiguous()
