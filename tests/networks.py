@@ -9,12 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-import monai.losses as monai_losses
-import monai.networks.nets as monai
 import torch
 import torch.nn.functional as F
+from monai.losses.dice import DiceCELoss, DiceLoss, GeneralizedDiceLoss
+from monai.losses.tversky import TverskyLoss
+from monai.networks.nets.basic_unet import BasicUNet
+from monai.networks.nets.densenet import DenseNet121
+from monai.networks.nets.dynunet import DynUNet
+from monai.networks.nets.segresnet import SegResNet
+from monai.networks.nets.unet import UNet
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
@@ -97,6 +102,14 @@ def padded(*amounts: int, **how: Any) -> Callable[[], nn.Module]:
     return between(lambda: Net(lambda net, x: F.pad(x, amounts, **how)))
 
 
+def conv_padded(mode: Literal["reflect", "replicate", "circular"]) -> Callable[[], nn.Module]:
+    return lambda: rows(
+        nn.Conv2d(3, 4, 5, padding=(2, 1), padding_mode=mode),
+        nn.Tanh(),
+        nn.Conv2d(4, 2, 3, stride=2, padding=3, padding_mode=mode),
+    )
+
+
 def tied() -> nn.Module:
     first, second = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
     second.weight = first.weight
@@ -107,7 +120,7 @@ def frozen() -> nn.Module:
     module = rows(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 2, 3))
     module[0].requires_grad_(False)
     module[1].requires_grad_(False).eval()
-    module[3].bias.requires_grad_(False)
+    module.get_parameter("3.bias").requires_grad_(False)
     return module
 
 
@@ -272,37 +285,35 @@ LOSSES: dict[str, tuple[Callable[..., Tensor], tuple[int, ...], int | None]] = {
     "masked_mean": (masked_mean, PLANE, 3),
     "scattered": (scattered, PLANE, 3),
     "monai_dice": (
-        lambda x, t, w: monai_losses.DiceLoss(softmax=True, to_onehot_y=True)(x, t[:, None]),
+        lambda x, t, w: DiceLoss(softmax=True, to_onehot_y=True)(x, t[:, None]),
         PLANE,
         3,
     ),
     "monai_dice_squared": (
-        lambda x, t, w: monai_losses.DiceLoss(sigmoid=True, squared_pred=True, batch=True)(x, t),
+        lambda x, t, w: DiceLoss(sigmoid=True, squared_pred=True, batch=True)(x, t),
         VOLUME,
         None,
     ),
     "monai_dice_entropy": (
-        lambda x, t, w: monai_losses.DiceCELoss(softmax=True, to_onehot_y=True, include_background=False)(
-            x, t[:, None]
-        ),
+        lambda x, t, w: DiceCELoss(softmax=True, to_onehot_y=True, include_background=False)(x, t[:, None]),
         VOLUME,
         3,
     ),
     "monai_tversky": (
-        lambda x, t, w: monai_losses.TverskyLoss(softmax=True, to_onehot_y=True)(x, t[:, None]),
+        lambda x, t, w: TverskyLoss(softmax=True, to_onehot_y=True)(x, t[:, None]),
         PLANE,
         3,
     ),
     "monai_generalized_dice": (
-        lambda x, t, w: monai_losses.GeneralizedDiceLoss(softmax=True, to_onehot_y=True)(x, t[:, None]),
+        lambda x, t, w: GeneralizedDiceLoss(softmax=True, to_onehot_y=True)(x, t[:, None]),
         PLANE,
         3,
     ),
 }
 
 
-def conv_relu(*shape: int, **options: Any) -> nn.Module:
-    return rows(nn.Conv2d(*shape, **options), nn.ReLU())
+def conv_relu(channels: int, out: int, kernel: int, **options: Any) -> nn.Module:
+    return rows(nn.Conv2d(channels, out, kernel, **options), nn.ReLU())
 
 
 def whole(head: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
@@ -402,17 +413,9 @@ NETWORKS = [
         ),
     ),
     # Padding modes of convolutions, and pads as layers; a tile at the border looks back into the image.
-    *(
-        Network(
-            f"conv_{mode}",
-            lambda mode=mode: rows(
-                nn.Conv2d(3, 4, 5, padding=(2, 1), padding_mode=mode),
-                nn.Tanh(),
-                nn.Conv2d(4, 2, 3, stride=2, padding=3, padding_mode=mode),
-            ),
-        )
-        for mode in ("reflect", "replicate", "circular")
-    ),
+    Network("conv_reflect", conv_padded("reflect")),
+    Network("conv_replicate", conv_padded("replicate")),
+    Network("conv_circular", conv_padded("circular")),
     Network(
         "conv_circular_1d_same",
         lambda: rows(nn.Conv1d(3, 4, 4, padding="same", padding_mode="circular"), nn.Tanh(), nn.Conv1d(4, 2, 3)),
@@ -764,7 +767,7 @@ NETWORKS = [
     Network("flip_and_roll", between(lambda: Net(lambda net, x: x.flip(3) + x.roll((2, -5), (2, 3))))),
     Network("cumulative_sum", between(lambda: Net(lambda net, x: x.cumsum(2) / 10))),
     Network("softmax_of_space", between(lambda: Net(lambda net, x: x * x.softmax(3)))),
-    Network("norm_of_space", between(lambda: Net(lambda net, x: F.normalize(x, dim=(2, 3))))),
+    Network("norm_of_space", between(lambda: Net(lambda net, x: F.normalize(x, dim=(2, 3))))),  # type: ignore[arg-type]  # torch says int
     Network("layer_norm_of_space", between(lambda: nn.LayerNorm((37, 45)))),
     # Inputs and results that are more than one tensor.
     Network(
@@ -833,25 +836,25 @@ NETWORKS = [
     # MONAI's networks, as they come.
     Network(
         "monai_unet",
-        lambda: monai.UNet(2, 1, 2, channels=(4, 8, 16), strides=(2, 2), num_res_units=2),
+        lambda: UNet(2, 1, 2, channels=(4, 8, 16), strides=(2, 2), num_res_units=2),
         (1, 36, 44),
         large=True,
     ),
     Network(
         "monai_unet_3d",
-        lambda: monai.UNet(3, 1, 2, channels=(4, 6, 8), strides=(2, 2), norm="batch"),
+        lambda: UNet(3, 1, 2, channels=(4, 6, 8), strides=(2, 2), norm="batch"),
         (1, 16, 12, 20),
         large=True,
     ),
     Network(
         "monai_basic_unet",
-        lambda: monai.BasicUNet(2, 1, 2, features=(4, 4, 6, 6, 8, 4)),
+        lambda: BasicUNet(2, 1, 2, features=(4, 4, 6, 6, 8, 4)),
         (1, 53, 47),
         large=True,
     ),
     Network(
         "monai_seg_res_net",
-        lambda: monai.SegResNet(
+        lambda: SegResNet(
             2,
             init_filters=4,
             in_channels=1,
@@ -865,19 +868,19 @@ NETWORKS = [
     ),
     Network(
         "monai_dyn_unet",
-        lambda: monai.DynUNet(2, 1, 2, (3, 3, 3), (1, 2, 2), (2, 2), filters=(4, 6, 8), res_block=True),
+        lambda: DynUNet(2, 1, 2, (3, 3, 3), (1, 2, 2), (2, 2), filters=(4, 6, 8), res_block=True),
         (1, 36, 44),
         large=True,
     ),
     Network(
         "monai_dyn_unet_3d",
-        lambda: monai.DynUNet(3, 1, 2, (3, 3, 3), (1, 2, 2), (2, 2), filters=(4, 6, 8)),
+        lambda: DynUNet(3, 1, 2, (3, 3, 3), (1, 2, 2), (2, 2), filters=(4, 6, 8)),
         (1, 16, 12, 20),
         large=True,
     ),
     Network(
         "monai_densenet121",
-        lambda: monai.DenseNet121(2, 1, 2, init_features=8, growth_rate=4),
+        lambda: DenseNet121(2, 1, 2, init_features=8, growth_rate=4),
         (1, 67, 81),
         tiles=(32, (40, 23), 48),
         large=True,

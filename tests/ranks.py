@@ -18,8 +18,10 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import EllipsisType
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -61,15 +63,14 @@ def table(names: list[str]) -> Iterator[Case]:
     for k, network in enumerate(chosen):
         space = len(network.image) - 1
         batch, tile = network.cases()[k % len(network.cases())]
+        axes, parts = [k % space], [ranks]
         if ranks == 4 and space > 1:
-            axes, parts = [(k + 1) % space, k % space], (2, 2)
-        else:
-            axes, parts = [k % space], (ranks,)
+            axes, parts = [(k + 1) % space, k % space], [2, 2]
         weights = [(1, 5, 2, 3)[:count] for count in parts] if k % 3 == 0 else None
         torch.manual_seed(k)
         module = network.make()
         image, more = network.inputs(batch)
-        case = {"case": f"{network.name}-{batch}-{tile} on axes {axes} in {parts}, weights {weights}"}
+        case = {"case": f"{network.name}-{batch}-{tile} on axes {axes} in {(*parts,)}, weights {weights}"}
         try:
             net = StreamingModule(module, tile=tile, partition=Partition(None, axes, parts, weights, timeout=60))
             yield {**case, "error": worst(copy.deepcopy(module), net, image, **more)}
@@ -126,15 +127,11 @@ def layouts(_: list[str]) -> Iterator[Case]:
 
 def budgets(module: nn.Module) -> float:
     """What each rank has free is another number, and with it were their plans, once."""
-    before = budget.available
-    try:
+    with pytest.MonkeyPatch.context() as patch:
         for place in (budget, distributed_partition):
-            place.available = lambda _: Available(1 << 18 + dist.get_rank(), "as the test says")  # type: ignore[attr-defined]
+            patch.setattr(place, "available", lambda _: Available(1 << 18 + dist.get_rank(), "as the test says"))
         streamed = StreamingModule(module, memory="auto", partition=Partition(None, ("H",), timeout=60))
         return worst(copy.deepcopy(module), streamed, torch.randn(1, 2, 65, 40, dtype=torch.float64))
-    finally:
-        for place in (budget, distributed_partition):
-            place.available = before  # type: ignore[attr-defined]
 
 
 def classes() -> float:
@@ -151,8 +148,7 @@ def classes() -> float:
         loss.backward()
     found = [losses[0], *(parameter.grad for parameter in module.parameters())]
     wanted = [losses[1], *(parameter.grad for parameter in plain.parameters())]
-    errors = relative_errors(*({str(k): tensor for k, tensor in enumerate(side)} for side in (found, wanted)))
-    return max(errors.values())
+    return max(relative_errors(dict(enumerate(found)), dict(enumerate(wanted))).values())
 
 
 def parts(gather: str, ranks: int) -> float:
@@ -179,7 +175,7 @@ def parts(gather: str, ranks: int) -> float:
     wanted.square().sum().backward()
     assert whole.grad is not None and own.grad is not None
     pairs = [(seen, wanted), (own.grad, cut(whole.grad, partition.input_box(shape)))]
-    pairs += [(a.grad, b.grad) for a, b in zip(net.parameters(), plain.parameters(), strict=True)]  # type: ignore[misc]
+    pairs += [(a.grad, b.grad) for a, b in zip(net.parameters(), plain.parameters(), strict=True)]
     pairs += [(a.double(), b.double()) for a, b in zip(net.buffers(), plain.buffers(), strict=True)]
     # The bias in front of a batch norm has no gradient but rounding.
     scale = max(float(b.detach().double().norm()) for _, b in pairs)
@@ -194,10 +190,11 @@ def parts(gather: str, ranks: int) -> float:
 
 
 def cut(tensor: Tensor, box: Box) -> Tensor:
-    return tensor[(..., *(slice(low, high) for low, high in box))]
+    place: tuple[slice | EllipsisType, ...] = (..., *(slice(low, high) for low, high in box))
+    return tensor[place]
 
 
-def adjoint(_: list[str]) -> Iterator[Case]:
+def adjoint(names: list[str]) -> Iterator[Case]:
     """<R x, y> = <x, R'y> for 50 tables of owned and needed boxes, drawn at random."""
     partition = Partition(None, ("H",), timeout=60)
     ranks, draw = partition.size, torch.Generator().manual_seed(1)
@@ -236,7 +233,7 @@ def traffic(_: list[str]) -> Iterator[Case]:
         ("unet3d", UNet3D(1, 2, levels=3, filters=4, norm="batch"), (1, 1, 40, 16, 24), {"memory": "4MiB"}),
     ):
         partition = Partition(None, ("H",), timeout=60, gather="none")
-        net = StreamingModule(module.eval(), partition=partition, **options)  # type: ignore[arg-type]
+        net = StreamingModule(module.eval(), partition=partition, **options)
         image = torch.randn(shape)
         part = partition.part(cut(image, partition.input_box(shape)).clone(), shape)
         plan = net.plan(part)
@@ -328,7 +325,7 @@ def slides(_: list[str]) -> Iterator[Case]:
     assert together.effective_batch == 2 and set(together.bad) == {"d"}, together.bad
     if dist.get_rank() == 0:
         alone = trained(_Alone(), accumulate=2, broken=True)
-        errors = relative_errors(*(dict(made.net.state_dict()) for made in (together, alone)))
+        errors = relative_errors(dict(together.net.state_dict()), dict(alone.net.state_dict()))
         validations = [[epoch.validation or 0.0 for epoch in made.history] for made in (together, alone)]
         differences = (abs(a - b) for a, b in zip(*validations, strict=True))
         yield {"case": "training", "error": max(*errors.values(), *differences)}
@@ -372,7 +369,7 @@ def checkpoints(_: list[str]) -> Iterator[Case]:
     image = torch.randn(1, 1, 9, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
     def fresh(group: Any) -> tuple[Any, torch.optim.Optimizer]:
-        net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3)).double()
+        net: nn.Module = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3)).double()
         if group is not None:
             net = StreamingModule(net, tile=4, partition=Partition(group, timeout=60))
         return net, torch.optim.AdamW(net.parameters(), 0.01)
@@ -423,18 +420,16 @@ def restart(names: list[str]) -> Iterator[Case]:
     folder, backward = Path(names[0]), Tensor.backward
     done = 0
 
-    def killing(self: Tensor) -> None:
+    def killing(self: Tensor, *arguments: Any) -> None:
         nonlocal done
         done += 1
         if done == 3 and dist.get_rank() == 1 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
             os.kill(os.getpid(), signal.SIGKILL)
-        backward(self)
+        backward(self, *arguments)  # type: ignore[no-untyped-call]
 
-    Tensor.backward = killing  # type: ignore[method-assign]
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Tensor, "backward", killing)
         example(folder / "killed")
-    finally:
-        Tensor.backward = backward  # type: ignore[method-assign]
     example(folder / "peace")
     nets = []
     for name in ("killed", "peace"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import gc
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,8 @@ def test_wrapping_leaves_a_spectral_norm_where_it_is() -> None:
             self.conv = nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 4, 3))
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.conv(x)
+            made: Tensor = self.conv(x)
+            return made
 
     net = Net()
     before = {name: buffer.clone() for name, buffer in net.named_buffers()}
@@ -250,10 +252,11 @@ def test_slices_that_run_again_drop_the_same_pixels() -> None:
     trunk = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Dropout(0.5), nn.Conv2d(3, 2, 3)).double()
     volume = torch.randn(1, 1, 4, 9, 9, dtype=torch.float64)
     gradients = []
-    for made in (
+    runs: list[Callable[[], Tensor]] = [
         lambda: by_slices(trunk, volume, 1),
         lambda: torch.stack([trunk(volume[:, :, z]) for z in range(4)], 1),
-    ):
+    ]
+    for made in runs:
         torch.manual_seed(7)
         gradients.append(torch.autograd.grad((made() ** 2).sum(), list(trunk.parameters())))
     for streamed, plain in zip(*gradients, strict=True):
@@ -265,4 +268,4 @@ def test_a_regression_is_evaluated_by_its_value() -> None:
     net = StreamingModule(nn.Sequential(nn.Conv2d(3, 1, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()), tile=8)
     settings = Settings(task="regression", target_mean=100.0, target_std=10.0)
     image = torch.rand(1, 3, 8, 8)
-    assert answered(net, settings, image) == (pytest.approx(net(image).item() * 10 + 100),)
+    assert answered(net, settings, image) == pytest.approx((net(image).item() * 10 + 100,))
