@@ -1,4 +1,4 @@
-"""The building blocks of the table in networks.py, written as anyone writes them, with nothing of tiles."""
+"""The building blocks of the table in networks/, written as anyone writes them, with nothing of tiles."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """One image over several ranks: what each gets is what one process gets, or nothing at all is computed.
 
-The ranks are processes of `tests/ranks.py` under torchrun, one process group for a whole table.
+The ranks are processes of `tests/ranks/` under torchrun, one process group for a whole table.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def test_a_checkpoint_that_was_not_finished_is_none(tmp_path: Path, monkeypatch:
 
 def test_a_killed_training_goes_on_to_the_bit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """torchrun starts the example again after one of its ranks was killed; alone it does the same steps."""
-    from tests.ranks import example
+    from tests.ranks.restart import example
 
     done = torchrun(2, "restart", "--names", str(tmp_path), restarts=1)
     assert done.returncode == 0, done.stderr[-4000:]

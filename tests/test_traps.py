@@ -1,6 +1,6 @@
 """The traps of the design (its section 13), each met once in a trial; the number is in the test's name.
 
-Traps that a network shows by itself are rows of networks.py: interpolation (10), a bias in front of a
+Traps that a network shows by itself are rows of `networks/`: interpolation (10), a bias in front of a
 normalisation (11), burnt-in sizes (14), windows that see padding alone (15), pytrees (16).
 """
 
