@@ -16,8 +16,9 @@ from streamingcnn import StreamingModule
 from streamingcnn.training.checkpoint import read_checkpoint, read_tensors, write_checkpoint
 from streamingcnn.training.examples import Images
 from streamingcnn.training.heads import MeanHead
-from streamingcnn.training.loop import Recipe, Training
+from streamingcnn.training.loop import Training
 from streamingcnn.training.network import make_network, warm_start
+from streamingcnn.training.recipe import Recipe
 from streamingcnn.training.run import load_run
 from streamingcnn.training.settings import Settings
 from streamingcnn.training.tasks import Task

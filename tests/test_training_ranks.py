@@ -21,8 +21,9 @@ from streamingcnn.training.checkpoint import read_checkpoint
 from streamingcnn.training.examples import Draw
 from streamingcnn.training.folder import read_log
 from streamingcnn.training.heads import AttentionHead
-from streamingcnn.training.loop import Recipe, Training
+from streamingcnn.training.loop import Training
 from streamingcnn.training.ranks import Ranks
+from streamingcnn.training.recipe import Recipe
 from streamingcnn.training.settings import Settings
 from streamingcnn.training.tasks import Task
 from streamingcnn.training.train import train

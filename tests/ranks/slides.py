@@ -14,8 +14,9 @@ from streamingcnn.comparison import relative_errors
 from streamingcnn.sources import ReadError
 from streamingcnn.training.examples import Draw
 from streamingcnn.training.heads import MeanHead
-from streamingcnn.training.loop import Recipe, Training
+from streamingcnn.training.loop import Training
 from streamingcnn.training.ranks import Ranks
+from streamingcnn.training.recipe import Recipe
 from streamingcnn.training.tasks import Task
 
 from .case import Case
