@@ -10,16 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from ..graph import Given, Graph, Plain, Reduced
 from ..ops.rule import Value
 from ..runner import requiring
 from ..signature import NOTHING, Content, share
 from .align import align, power_of_two
-from .choose import candidates, choose_tiles, feeding_statistics, tile_of
+from .choose import candidates, feeding_statistics, tile_of
 from .cost import map_bytes
 from .options import Option, Piece
 from .peak import plain_bytes
+from .running import Running
 from .stages import Globals, Stage, build_steps, must_store, stage_of
 from .tiles import candidate_tiles
 from .times import Times
@@ -129,14 +131,8 @@ class Workshop:
         self.inputs = frozenset(v.name for v in graph.inputs.values() if v.spatial)
         self.held_always = self.fixed | whole | self.inputs
         self.outputs = {v.name for v in graph.outputs if isinstance(v, Value)}
-        #: The share of its tiles that run, by node; a map with shared pages has about that share of its bytes.
-        self.running = self._running(steps) if content.constants else {}
-        #: What a stored map takes of the device, and its gradient as much again.
-        self.bytes_of = {
-            n: 0 if n in outside - self.running.keys() else int(map_bytes(node.value) * self.running.get(n, 1.0))
-            for n, node in graph.nodes.items()
-            if node.value.spatial
-        }
+        #: The share of a node's tiles that run, by their size.
+        self.shares = Running(graph, content)
         self.gradients = {
             n: map_bytes(node.value)
             for n, node in graph.nodes.items()
@@ -146,12 +142,22 @@ class Workshop:
         self._sides: dict[Piece, Sides] = {}
         self._trained: dict[Entry, Trained] = {}
         self._pieces: dict[str, list[Piece]] = {}
+        #: The share of its tiles that run, by node; a map with shared pages has about that share of its bytes.
+        self.running = self._running(steps) if content.constants else {}
+        #: What a stored map takes of the device, and its gradient as much again.
+        self.bytes_of = {
+            n: 0 if n in outside - self.running.keys() else int(map_bytes(node.value) * self.running.get(n, 1.0))
+            for n, node in graph.nodes.items()
+            if node.value.spatial
+        }
 
     def _running(self, steps: Sequence[Stage | Globals]) -> dict[str, float]:
         """What runs of each stage where every map is stored; fewer maps let a little more of a constant part run."""
-        choose_tiles(self.graph, [step for step in steps if isinstance(step, Stage)], self.image_tile)
-        steps = align(steps, self.image_tile is not None)
-        sharing = share(steps, self.graph.image, self.content)
+        stored = self.fixed | frozenset(self.optional)
+        for step in steps:
+            if isinstance(step, Stage):
+                step.tile = self.piece(step.name, stored).recomputed[-1].tile
+        sharing = share(align(steps, self.image_tile is not None), self.graph.image, self.content)
         return {stage.name: sharing.count(stage) / stage.tiles for stage in sharing.runs}
 
     # ------------------------------------------------------------------ stages of a draft
@@ -174,7 +180,7 @@ class Workshop:
             self.times,
             self.inputs,
             name in self.needs,
-            self.running.get(name, 1.0),
+            partial(self.shares.share, name),
         )
         if self.image_tile is not None:
             piece.tiles = [tile_of(self.graph, target, self.image_tile)]

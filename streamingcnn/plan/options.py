@@ -74,7 +74,7 @@ class Piece:
         times: the constants of the device.
         image: values without a gradient.
         trains: whether anything needs a gradient; without, there is no backward.
-        running: the share of its tiles that run; less than 1 where an image has constant parts.
+        running: by a tile, the share of them that run; less than 1 where an image has constant parts.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Piece:
         times: Times,
         image: frozenset[str],
         trains: bool = True,
-        running: float = 1.0,
+        running: Callable[[tuple[int, ...]], float] = lambda _: 1.0,
     ) -> None:
         self.target, self.nodes, self.frontier = target, nodes, frontier
         self.reductions, self.stored, self.times, self.image = reductions, stored, times, image
@@ -184,8 +184,9 @@ class Piece:
         running, saved, working = self._bytes(typical, counts)
         if not self.trains:
             last, backward, saved, working = forward, 0 * backward, 0 * saved, running
-        counts = np.ceil(counts * self.running)
-        forward, last, backward = (seconds * self.running for seconds in (forward, last, backward))
+        shares = np.array([self.running(tile) for tile in tiles])
+        counts = np.ceil(counts * shares)
+        forward, last, backward = (seconds * shares for seconds in (forward, last, backward))
         columns = (counts, forward, forward - last, backward, running, saved, working)
         return [
             Option(tile, int(n), float(f), float(a), float(b), int(r), int(s), int(w))
