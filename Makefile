@@ -73,5 +73,5 @@ $(VENV)/.%: $(VENV)/torch-$(TORCH).txt setup.cfg
 	$(BIN)/python -m pip install --quiet --constraint $< --editable ".[$*]"
 	touch $@
 
-# mypy follows the imports of the benchmarks and of the site, so it sees what they see.
+# mypy looks at the tests, the benchmarks and the site too, and follows what they import.
 $(VENV)/.dev: $(VENV)/.test $(VENV)/.docs

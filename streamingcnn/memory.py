@@ -19,7 +19,7 @@ from __future__ import annotations
 import re
 import threading
 import weakref
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch._subclasses.functional_tensor import FunctionalTensor
@@ -57,6 +57,10 @@ class LiveBytes(TorchDispatchMode):
         self._bytes_of: dict[int, int] = {}  # id of a living storage -> the bytes counted for it
         # Finalisers run wherever the last reference is dropped: in another thread, or in the middle of us.
         self._lock = threading.RLock()
+
+    def __enter__(self) -> Self:
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
 
     def __torch_dispatch__(
         self,

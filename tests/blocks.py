@@ -1,13 +1,20 @@
-"""The building blocks of the table in networks.py, written as anyone writes them, with nothing of tiles."""
+"""The building blocks of the table in networks/, written as anyone writes them, with nothing of tiles."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+
+    class Part(nn.Parameter):
+        """What a :class:`Net` was given under a name: a parameter, or a module that makes a tensor."""
+
+        def __call__(self, *inputs: Any, **named: Any) -> Tensor: ...
 
 
 class Net(nn.Module):
@@ -18,6 +25,10 @@ class Net(nn.Module):
         self.compute = compute
         for name, module in modules.items():
             setattr(self, name, module)
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Part: ...
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
         return self.compute(self, *inputs, **named)
@@ -41,7 +52,8 @@ class Residual(nn.Module):
         identity = x if self.downsample is None else self.downsample(x)
         out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
         out += identity
-        return self.relu(out)
+        made: Tensor = self.relu(out)
+        return made
 
 
 class Bottleneck(nn.Module):
@@ -108,7 +120,8 @@ class ConvNeXt(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out = self.depthwise(x).permute(0, 2, 3, 1)
         out = self.scale * self.narrow(F.gelu(self.wide(self.norm(out))))
-        return x + out.permute(0, 3, 1, 2)
+        made: Tensor = x + out.permute(0, 3, 1, 2)
+        return made
 
 
 class SqueezeExcite(nn.Module):
@@ -141,7 +154,8 @@ class InvertedResidual(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.body(x)
+        made: Tensor = x + self.body(x)
+        return made
 
 
 class EncoderDecoder(nn.Module):
@@ -174,7 +188,8 @@ class EncoderDecoder(nn.Module):
         skip1 = self.deep(self.pool(skip0))
         x = self.bottom(self.pool(skip1))
         x = self.merge1(self._join(skip1, self.up1(x)))
-        return self.out(self.merge0(self._join(skip0, self.up0(x))))
+        made: Tensor = self.out(self.merge0(self._join(skip0, self.up0(x))))
+        return made
 
     @staticmethod
     def _join(skip: Tensor, x: Tensor) -> Tensor:
@@ -240,8 +255,10 @@ class StochasticDepth(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out = self.branch(x)
         if not self.training or self.p == 0:
-            return x + out
+            kept: Tensor = x + out
+            return kept
         keep = 1 - self.p
         shape = (x.shape[0],) + (1,) * (x.dim() - 1)
         mask = torch.empty(shape, dtype=x.dtype, device=x.device).bernoulli_(keep).div_(keep)
-        return x + out * mask
+        made: Tensor = x + out * mask
+        return made

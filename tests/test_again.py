@@ -25,6 +25,8 @@ TOLERANCE = 1e-10
 class Again(nn.Module):
     """A network that holds nothing; names of parameters and buffers are those of the network itself."""
 
+    net: nn.Module
+
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.__dict__["net"] = net
@@ -147,7 +149,8 @@ def test_a_source_is_read_again() -> None:
 
 def test_nothing_of_the_trunk_lives_while_the_crops_are_looked_at() -> None:
     held = {}
-    model = stream(small(False), "ds_net", tile=128)
+    model = small(False)
+    stream(model, "ds_net", tile=128)
     x = torch.randn(1, 1, 140, 133, dtype=torch.float64)
     for recompute in (False, True):
         model.recompute = recompute

@@ -1,11 +1,17 @@
 """Outlines read from ASAP and QuPath, and painted box by box."""
 
+from __future__ import annotations
+
 import json
 import tracemalloc
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from streamingcnn.slides import (
     CAMELYON16,
@@ -22,16 +28,18 @@ from streamingcnn.synthetic import make_slide, write_slide
 
 from .shared import shared
 
+Floats = NDArray[np.float64]
 
-def square(low, high, group="", holes=(), name=""):
+
+def square(low: float, high: float, group: str = "", holes: Iterable[Floats] = (), name: str = "") -> Outline:
     return Outline(name, group, corners(low, high), tuple(holes))
 
 
-def corners(low, high):
+def corners(low: float, high: float) -> Floats:
     return np.array([[low, low], [high, low], [high, high], [low, high]], float)
 
 
-def asap(*annotations, groups=""):
+def asap(*annotations: tuple[str, str, str, Sequence[tuple[float | str, float]]], groups: str = "") -> str:
     parts = [
         f'<Annotation Name="{name}" Type="{kind}" PartOfGroup="{group}"><Coordinates>'
         + "".join(f'<Coordinate Order="{n}" X="{x}" Y="{y}" />' for n, (x, y) in enumerate(points))
@@ -44,7 +52,7 @@ def asap(*annotations, groups=""):
     )
 
 
-def brute(outline, rows, columns, downsample=1.0):
+def brute(outline: Outline, rows: int, columns: int, downsample: float = 1.0) -> NDArray[np.bool_]:
     """A pixel at a time: rays to the right of its centre, in plain Python."""
     made = np.zeros((rows, columns), bool)
     for row in range(rows):
@@ -64,7 +72,7 @@ def brute(outline, rows, columns, downsample=1.0):
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("downsample", [1.0, 0.7, 3.3])
-def test_painted_as_counting_rays_pixel_by_pixel_does(seed, downsample):
+def test_painted_as_counting_rays_pixel_by_pixel_does(seed: int, downsample: float) -> None:
     rng = np.random.default_rng(seed)
     outline = Outline("", "", rng.uniform(-5, 45, (9, 2)), (rng.uniform(5, 30, (5, 2)),))  # crosses itself, too
     rows, columns = int(40 / downsample), int(37 / downsample)
@@ -74,7 +82,7 @@ def test_painted_as_counting_rays_pixel_by_pixel_does(seed, downsample):
     assert (painted[0].bool().numpy() == brute(outline, rows, columns, downsample)).all()
 
 
-def test_a_pixel_has_one_label_whatever_box_it_is_read_in():
+def test_a_pixel_has_one_label_whatever_box_it_is_read_in() -> None:
     rng = np.random.default_rng(5)
     outlines = [Outline("", str(n % 3), rng.uniform(0, 300, (20, 2))) for n in range(6)]
     labels = LabelSource(outlines, (100, 90), 3.17, {"0": 1, "1": 2, "2": 3})
@@ -86,7 +94,7 @@ def test_a_pixel_has_one_label_whatever_box_it_is_read_in():
     assert len(whole.unique()) == 4
 
 
-def test_a_map_of_100_000_squared_is_never_made():
+def test_a_map_of_100_000_squared_is_never_made() -> None:
     outline = square(50_000.0, 60_000.0, holes=[corners(54_000.0, 56_000.0)])
     labels = LabelSource([outline], (100_000, 100_000))
     tracemalloc.start()
@@ -101,7 +109,7 @@ def test_a_map_of_100_000_squared_is_never_made():
         tracemalloc.stop()
 
 
-def test_holes_are_outside_and_dots_are_one_pixel():
+def test_holes_are_outside_and_dots_are_one_pixel() -> None:
     labels = LabelSource(
         [square(2, 12, "a", [corners(5, 8)]), Outline("", "b", np.array([[6.9, 5.1]]))], (16, 16), 1, {"a": 1, "b": 2}
     )
@@ -112,7 +120,7 @@ def test_holes_are_outside_and_dots_are_one_pixel():
     assert LabelSource([Outline("", "", np.array([[-1.0, 3.0]]))], (4, 4)).read(((0, 4), (0, 4))).sum() == 0
 
 
-def test_exclusions_are_painted_last_whatever_the_order_of_the_file():
+def test_exclusions_are_painted_last_whatever_the_order_of_the_file() -> None:
     outlines = [square(4, 6, "_2"), square(0, 10, "_0"), square(8, 14, "_1")]
     made = LabelSource(outlines, (16, 16), 1, CAMELYON16).read(((0, 16), (0, 16)))[0]
     assert made.sum() == 100 + 36 - 4 - 4
@@ -122,7 +130,7 @@ def test_exclusions_are_painted_last_whatever_the_order_of_the_file():
     assert seventeen.read(((0, 9), (0, 9))).sum() == 0  # the map's order: normal tissue is painted over it
 
 
-def test_a_group_without_a_label_is_named_and_may_be_left_out():
+def test_a_group_without_a_label_is_named_and_may_be_left_out() -> None:
     outlines = [square(0, 4, "tumor"), square(4, 8, "artefact")]
     with pytest.raises(ValueError, match=r"no label for the group\(s\) 'artefact'; labels has 'tumor'"):
         LabelSource(outlines, (8, 8), 1, {"tumor": 1})
@@ -131,7 +139,7 @@ def test_a_group_without_a_label_is_named_and_may_be_left_out():
         LabelSource(outlines, (8, 8), 1, {"tumor": 256})
 
 
-def test_labels_lie_over_the_image_at_every_level(tmp_path):
+def test_labels_lie_over_the_image_at_every_level(tmp_path: Path) -> None:
     slide = make_slide(1, tumour=True, size=(512, 512))
     write_slide(slide, tmp_path / "slide.tif")
     outlines = [Outline("", "Tumor", ring) for ring in slide.lesions]
@@ -149,7 +157,7 @@ def test_labels_lie_over_the_image_at_every_level(tmp_path):
 # --------------------------------------------------------------------------------------------------------- reading
 
 
-def test_asap_has_polygons_splines_rectangles_and_dots(tmp_path):
+def test_asap_has_polygons_splines_rectangles_and_dots(tmp_path: Path) -> None:
     four = [(2, 2), (8, 2), (8, 8), (2, 8)]
     group = '<Group Name="inner" PartOfGroup="outer" /><Group Name="outer" PartOfGroup="None" />'
     text = asap(
@@ -173,13 +181,13 @@ def test_asap_has_polygons_splines_rectangles_and_dots(tmp_path):
     assert (by_parent == 7).sum() == 36
 
 
-def test_groups_that_are_part_of_each_other_end(tmp_path):
+def test_groups_that_are_part_of_each_other_end(tmp_path: Path) -> None:
     group = '<Group Name="a" PartOfGroup="b" /><Group Name="b" PartOfGroup="a" />'
     (tmp_path / "a.xml").write_text(asap(("p", "Polygon", "a", [(0, 0), (1, 0), (1, 1)]), groups=group))
     assert read_asap(tmp_path / "a.xml")[0].within == ("b",)
 
 
-def geojson(geometry, **properties):
+def geojson(geometry: dict[str, Any], **properties: Any) -> dict[str, Any]:
     return {"type": "Feature", "geometry": geometry, "properties": properties}
 
 
@@ -188,7 +196,9 @@ HOLE = [[5, 5], [5, 8], [8, 8], [8, 5], [5, 5]]
 
 
 @pytest.mark.parametrize("wrapped", [lambda f: {"type": "FeatureCollection", "features": f}, lambda f: f])
-def test_geojson_has_polygons_parts_holes_points_and_classes(tmp_path, wrapped):
+def test_geojson_has_polygons_parts_holes_points_and_classes(
+    tmp_path: Path, wrapped: Callable[[list[Any]], Any]
+) -> None:
     features = [
         geojson({"type": "Polygon", "coordinates": [RING, HOLE]}, classification={"name": "Tumor"}, name="one"),
         geojson(
@@ -225,14 +235,16 @@ OUTSIDE = """<?xml version="1.0"?><!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/ho
 
 
 @pytest.mark.parametrize("text", [BOMB, OUTSIDE])
-def test_entities_are_refused_unread(tmp_path, text):
+def test_entities_are_refused_unread(tmp_path: Path, text: str) -> None:
     (tmp_path / "bomb.xml").write_text(text)
     with pytest.raises(ValueError, match="declares entities"):
         read_annotations(tmp_path / "bomb.xml")
 
 
 @pytest.mark.parametrize("name", ["large.geojson", "large.xml"])
-def test_a_file_of_100_mb_is_refused_before_it_is_read_and_how_to_raise_the_limit_is_said(tmp_path, name):
+def test_a_file_of_100_mb_is_refused_before_it_is_read_and_how_to_raise_the_limit_is_said(
+    tmp_path: Path, name: str
+) -> None:
     path = tmp_path / name
     with path.open("wb") as file:
         file.truncate(100 * 2**20)
@@ -245,7 +257,7 @@ def test_a_file_of_100_mb_is_refused_before_it_is_read_and_how_to_raise_the_limi
         tracemalloc.stop()
 
 
-def test_the_limit_can_be_raised(tmp_path):
+def test_the_limit_can_be_raised(tmp_path: Path) -> None:
     path = tmp_path / "a.geojson"
     path.write_text(json.dumps([geojson({"type": "Polygon", "coordinates": [RING]})]))
     with pytest.raises(ValueError, match="not read"):
@@ -268,7 +280,7 @@ def test_the_limit_can_be_raised(tmp_path):
         ("a.txt", "", "'.txt' is neither"),
     ],
 )
-def test_what_is_no_annotation_is_named_with_the_place(tmp_path, name, text, said):
+def test_what_is_no_annotation_is_named_with_the_place(tmp_path: Path, name: str, text: str, said: str) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=said):
         read_annotations(tmp_path / name)
@@ -277,7 +289,7 @@ def test_what_is_no_annotation_is_named_with_the_place(tmp_path, name, text, sai
 # ------------------------------------------------------------------------------------------------------ real files
 
 
-def test_a_real_asap_file():
+def test_a_real_asap_file() -> None:
     outlines = read_annotations(shared("annotations/CMU-1_classification_asap.xml"))
     assert {o.group for o in outlines} == {"malignant", "benign"}
     assert [len(o.points) for o in outlines].count(1) == 1  # a dot
@@ -288,7 +300,7 @@ def test_a_real_asap_file():
     assert set(made.unique().tolist()) >= {0, 1}
 
 
-def test_a_real_qupath_file_covers_what_its_coordinates_enclose():
+def test_a_real_qupath_file_covers_what_its_coordinates_enclose() -> None:
     polygons = pytest.importorskip("shapely")
     outlines = read_annotations(shared("annotations/qupath05.geojson"))
     assert [o.group for o in outlines] == ["UT", "I", "I"]

@@ -29,6 +29,8 @@ def trunk() -> nn.Sequential:
 class Wrong(nn.Module):
     """A streamed module with a mistake: something of the step is off by one part in a thousand."""
 
+    module: nn.Module
+
     def __init__(self, module: nn.Module, what: str) -> None:
         super().__init__()
         self.__dict__["module"] = module
@@ -192,7 +194,8 @@ def test_ties_are_proven_and_not_assumed(monkeypatch: pytest.MonkeyPatch) -> Non
             self._modules = module._modules
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.get_submodule("0")(x.flip(3)).flip(3)
+            made: Tensor = self.get_submodule("0")(x.flip(3)).flip(3)
+            return made
 
     monkeypatch.setattr(checking, "StreamingModule", OtherTie)
     pool = nn.Sequential(nn.MaxPool2d(2))

@@ -16,8 +16,9 @@ from streamingcnn import StreamingModule
 from streamingcnn.training.checkpoint import read_checkpoint, read_tensors, write_checkpoint
 from streamingcnn.training.examples import Images
 from streamingcnn.training.heads import MeanHead
-from streamingcnn.training.loop import Recipe, Training
+from streamingcnn.training.loop import Training
 from streamingcnn.training.network import make_network, warm_start
+from streamingcnn.training.recipe import Recipe
 from streamingcnn.training.run import load_run
 from streamingcnn.training.settings import Settings
 from streamingcnn.training.tasks import Task
@@ -95,13 +96,14 @@ def test_a_write_that_fails_leaves_the_older_file(tmp_path: Path, monkeypatch: p
 def test_weights_from_a_file_for_the_trunk_or_all(tmp_path: Path) -> None:
     settings = Settings(model="resnet18", classes=("a", "b"), head="mean")
     net, other = make_network(settings), make_network(settings)
-    weights = other.trunk.state_dict() | {"fc.weight": torch.ones(2, 512), "fc.bias": torch.zeros(2)}
+    weights = other.get_submodule("trunk").state_dict() | {"fc.weight": torch.ones(2, 512), "fc.bias": torch.zeros(2)}
     torch.save({"state_dict": weights}, tmp_path / "trunk.pth")
     assert warm_start(net, tmp_path / "trunk.pth") == "120 of 122 tensors; not in the network: fc.bias, fc.weight"
-    assert all(torch.equal(a, b) for a, b in zip(net.trunk.parameters(), other.trunk.parameters(), strict=True))
+    trunks = (each.get_submodule("trunk").parameters() for each in (net, other))
+    assert all(torch.equal(a, b) for a, b in zip(*trunks, strict=True))
     torch.save(other.state_dict(), tmp_path / "all.pth")
     assert warm_start(net, tmp_path / "all.pth") == "122 of 122 tensors"
-    assert torch.equal(net.head.logits.weight, other.head.logits.weight)
+    assert torch.equal(net.get_parameter("head.logits.weight"), other.get_parameter("head.logits.weight"))
     for content, said in (
         ({"a": torch.ones(1)}, "no weights of this network: it has a"),
         ({"conv1.weight": torch.ones(1)}, r"conv1.weight is \(1,\) there and \(64, 3, 7, 7\) here"),
@@ -208,10 +210,10 @@ def test_a_finished_run_runs_no_more(tmp_path: Path) -> None:
     assert [epoch.number for epoch in again.run(Keeping(tmp_path, stop_after=1))] == [1, 2, 3]
 
 
-def test_early_stopping_waits_for_its_patience(tmp_path: Path) -> None:
+def test_early_stopping_waits_for_its_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     run = training(patience=1)
     values = iter([0.5, 0.7, 0.1])
-    run._validate = lambda _: next(values)  # type: ignore[method-assign]
+    monkeypatch.setattr(run, "_validate", lambda _: next(values))
     seen: list[tuple[Epoch, bool]] = []
 
     class Seeing(Watch):

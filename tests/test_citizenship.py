@@ -116,7 +116,8 @@ def test_unused_parameter_keeps_grad_none() -> None:
             self.used, self.unused = nn.Conv2d(3, 2, 3), nn.Conv2d(3, 2, 3)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.used(x)
+            made: Tensor = self.used(x)
+            return made
 
     net = StreamingModule(Unused().double(), tile=16)
     net(image()).sum().backward()
@@ -346,7 +347,8 @@ def test_raw_pixels() -> None:
             self.body = trunk()
 
         def forward(self, pixels: Tensor) -> Tensor:
-            return self.body((pixels.double() / 255 - 0.5) / 0.25)
+            made: Tensor = self.body((pixels.double() / 255 - 0.5) / 0.25)
+            return made
 
     plain, net = pair(Raw)
     pixels = torch.randint(0, 256, (2, 3, 45, 38), dtype=torch.uint8)
@@ -370,7 +372,8 @@ def test_autocast_is_restored_when_a_tile_is_computed_again() -> None:
             self.conv = conv
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.conv(x).float() ** 2
+            made: Tensor = self.conv(x).float() ** 2
+            return made
 
     plain, net = copy.deepcopy(Square()), StreamingModule(Square(), tile=4)
     x = torch.full((1, 1, 16, 16), 257.0)
@@ -414,12 +417,13 @@ def test_bits_are_the_same_in_every_run() -> None:
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 def test_compiled_head() -> None:
     class Whole(nn.Module):
-        def __init__(self, body: nn.Module, head: nn.Module) -> None:
+        def __init__(self, body: nn.Module, head: Callable[[Tensor], Tensor]) -> None:
             super().__init__()
             self.body, self.head = body, head
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.head(self.body(x).mean((2, 3)))
+            made: Tensor = self.head(self.body(x).mean((2, 3)))
+            return made
 
     plain, net = pair()
     head = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 1)).double()
@@ -441,7 +445,8 @@ class Model(nn.Module):
         self.head = nn.Linear(2, 1).double()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.net["backbone"](x).amax((2, 3)))
+        made: Tensor = self.head(self.net["backbone"](x).amax((2, 3)))
+        return made
 
 
 def test_stream_swaps_a_submodule_in_place() -> None:

@@ -1,12 +1,17 @@
 """`streamingcnn inspect`: what it says of slides that are whole, and of those that lack something."""
 
+from __future__ import annotations
+
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
 from PIL import Image
+from torch import Tensor
 
+from streamingcnn.boxes import Box
 from streamingcnn.cli.main import main
 from streamingcnn.sources import SlideImage
 from streamingcnn.synthetic import make_slide, write_slide
@@ -15,13 +20,13 @@ from .shared import shared
 
 
 @pytest.fixture(scope="module")
-def slide(tmp_path_factory):
+def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("inspect") / "tumour 1.tif"
     write_slide(make_slide(5, tumour=True, size=(512, 768)), path)
     return path
 
 
-def test_all_that_a_slide_says_of_itself(slide, tmp_path, capsys):
+def test_all_that_a_slide_says_of_itself(slide: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(slide), "--out", str(tmp_path / "pictures")]) == 0
     shown = capsys.readouterr().out
     assert re.search(r"what +generic-tiff", shown)
@@ -35,9 +40,16 @@ def test_all_that_a_slide_says_of_itself(slide, tmp_path, capsys):
         assert mask.size == (768, 512)
 
 
-def test_a_model_is_planned_from_shapes_and_no_level_is_read_for_it(slide, capsys, monkeypatch):
-    read, real = [], SlideImage._pixels
-    monkeypatch.setattr(SlideImage, "_pixels", lambda self, box: read.append(self.level) or real(self, box))
+def test_a_model_is_planned_from_shapes_and_no_level_is_read_for_it(
+    slide: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, real = list[int](), SlideImage._pixels
+
+    def watched(self: SlideImage, box: Box) -> Tensor:
+        read.append(self.level)
+        return real(self, box)
+
+    monkeypatch.setattr(SlideImage, "_pixels", watched)
     arguments = ["--model", "resnet18", "--mpp", "1.0", "--memory", "150MiB", "--tissue", "none"]
     assert main(["inspect", str(slide), *arguments]) == 0
     assert read == []
@@ -48,7 +60,9 @@ def test_a_model_is_planned_from_shapes_and_no_level_is_read_for_it(slide, capsy
     assert 10 < float(peak) <= 150
 
 
-def test_a_slide_without_resolution_names_the_three_ways_out(tmp_path, capsys):
+def test_a_slide_without_resolution_names_the_three_ways_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     plain = tmp_path / "scan.png"
     Image.fromarray(np.full((64, 96, 3), 200, np.uint8)).save(plain)
     assert main(["inspect", str(plain)]) == 0  # it can be looked at ...
@@ -61,7 +75,7 @@ def test_a_slide_without_resolution_names_the_three_ways_out(tmp_path, capsys):
     assert "0.25 um per pixel, as given: 0.02 x 0.02 mm" in capsys.readouterr().out
 
 
-def test_72_dots_per_inch_is_no_resolution(tmp_path, capsys):
+def test_72_dots_per_inch_is_no_resolution(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "editor.tif"
     tifffile.imwrite(
         path, np.full((256, 256, 3), 200, np.uint8), tile=(256, 256), resolution=(72, 72), resolutionunit="INCH"
@@ -72,7 +86,9 @@ def test_72_dots_per_inch_is_no_resolution(tmp_path, capsys):
     assert "352.8 um" in shown
 
 
-def test_one_bad_slide_does_not_hide_the_others(slide, tmp_path, capsys):
+def test_one_bad_slide_does_not_hide_the_others(
+    slide: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "empty.svs").touch()
     broken = tmp_path / "broken.tif"
     broken.write_bytes(slide.read_bytes()[:2000])
@@ -87,13 +103,15 @@ def test_one_bad_slide_does_not_hide_the_others(slide, tmp_path, capsys):
         assert name in problem
 
 
-def test_a_mask_of_another_aspect_is_a_problem_of_that_slide(slide, tmp_path, capsys):
+def test_a_mask_of_another_aspect_is_a_problem_of_that_slide(
+    slide: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     np.save(tmp_path / "mask.npy", np.ones((10, 10)))
     assert main(["inspect", str(slide), "--tissue", str(tmp_path / "mask.npy")]) == 1
     assert "10 x 10 (height x width), and the slide 512 x 768" in capsys.readouterr().err
 
 
-def test_a_real_slide(capsys, tmp_path):
+def test_a_real_slide(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = shared("slides/CMU-1-Small-Region.svs")
     assert main(["inspect", str(path), "--out", str(tmp_path)]) == 0
     shown = capsys.readouterr().out

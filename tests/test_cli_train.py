@@ -6,6 +6,7 @@ import csv
 import json
 import multiprocessing
 import resource
+import sys
 import time
 import tomllib
 from pathlib import Path
@@ -237,8 +238,8 @@ def limited(arguments: list[str], room: int, said: str) -> None:
     """A process on a disk with so many bytes for a file."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
     with open(said, "w", buffering=1) as file:
-        faults.sys.stdout = faults.sys.stderr = file
-        faults.sys.exit(main(arguments))
+        sys.stdout = sys.stderr = file
+        sys.exit(main(arguments))
 
 
 def process(target: Any, *arguments: Any) -> Any:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from streamingcnn import StreamingModule
@@ -76,4 +76,4 @@ def rank_main(rank: int, folder: str) -> None:
 @pytest.mark.skipif(not dist.is_available(), reason="torch was built without distributed")
 @pytest.mark.timeout(240)
 def test_ddp_averages_the_gradients_of_two_processes(tmp_path: Path) -> None:
-    mp.spawn(rank_main, args=(str(tmp_path),), nprocs=RANKS, join=True)
+    spawn(rank_main, args=(str(tmp_path),), nprocs=RANKS, join=True)

@@ -1,5 +1,7 @@
 """The demo from end to end, on slides small enough for a test, and what it says when something is wrong."""
 
+from __future__ import annotations
+
 import csv
 import errno
 import os
@@ -20,17 +22,17 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory):
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """One small run of the whole demo: its folder and what it printed."""
     out = tmp_path_factory.mktemp("demo") / "out"
     with pytest.MonkeyPatch.context() as patch:
-        lines = []
+        lines: list[str] = []
         patch.setattr("builtins.print", lambda *words, **_: lines.append(" ".join(map(str, words))))
         assert main(["demo", "--out", str(out), "--seed", "3", *SMALL]) == 0
     return out, "\n".join(lines).splitlines()
 
 
-def test_the_last_lines_are_bytes_error_files_and_the_auc(demo):
+def test_the_last_lines_are_bytes_error_files_and_the_auc(demo: tuple[Path, list[str]]) -> None:
     out, lines = demo
     names = [line.split(":")[0] for line in lines[-5:-1]]
     assert names == ["plain PyTorch needs", "streaming needs", "gradient error", "files"]
@@ -42,7 +44,7 @@ def test_the_last_lines_are_bytes_error_files_and_the_auc(demo):
     assert float(error) < 1e-10
 
 
-def test_the_report_shows_every_tumour_slide_and_every_score(demo):
+def test_the_report_shows_every_tumour_slide_and_every_score(demo: tuple[Path, list[str]]) -> None:
     out, lines = demo
     page = (out / "report.html").read_text()
     assert "<svg" in page
@@ -57,7 +59,9 @@ def test_the_report_shows_every_tumour_slide_and_every_score(demo):
         assert [row["label"] for row in csv.DictReader(file)] == ["0", "1", "0", "1"]
 
 
-def test_the_example_does_the_same_with_the_same_slides(demo, tmp_path, monkeypatch, capsys):
+def test_the_example_does_the_same_with_the_same_slides(
+    demo: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """`examples/camelyon/train.py` on the demo's table and seed: the demo's weights, to the bit."""
     out, lines = demo
     arguments = [str(out / "slides" / "labels.csv"), "--out", str(tmp_path), "--seed", "3", "--epochs", "1"]
@@ -70,7 +74,7 @@ def test_the_example_does_the_same_with_the_same_slides(demo, tmp_path, monkeypa
     assert not [name for name in ours if "module" in name]  # the plain network's own names
 
 
-def test_quick_compares_one_step_and_draws_the_tiles(tmp_path, capsys):
+def test_quick_compares_one_step_and_draws_the_tiles(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--quick", "--out", str(tmp_path), "--size", "512"]) == 0
     shown = capsys.readouterr().out
     assert "receptive field" in shown
@@ -88,8 +92,10 @@ def test_quick_compares_one_step_and_draws_the_tiles(tmp_path, capsys):
 # -------------------------------------------------------------------------------------------- what goes wrong
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, capsys):
-    def full(*_, **__):
+def test_a_full_disk_is_one_line_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(tifffile.TiffWriter, "write", full)
@@ -101,7 +107,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, capsy
     assert not any((tmp_path / "out").rglob("*"))
 
 
-def test_a_folder_in_use_by_something_else_is_refused(tmp_path, capsys):
+def test_a_folder_in_use_by_something_else_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "slides").mkdir()
     (tmp_path / "slides" / "mine.svs").touch()
     assert main(["demo", "--out", str(tmp_path), *SMALL]) == 1
@@ -118,20 +124,24 @@ def test_a_folder_in_use_by_something_else_is_refused(tmp_path, capsys):
         (["--tile", "0"], "tile"),
     ],
 )
-def test_numbers_that_make_no_sense_are_refused_before_anything_is_written(tmp_path, capsys, arguments, said):
+def test_numbers_that_make_no_sense_are_refused_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
     assert main(["demo", "--out", str(tmp_path / "out"), *arguments]) == 1
     assert re.search(said, capsys.readouterr().err)
     assert not (tmp_path / "out").exists() or not any((tmp_path / "out").rglob("*"))
 
 
-def test_what_the_report_needs_is_asked_for_before_the_training(tmp_path, monkeypatch, capsys):
+def test_what_the_report_needs_is_asked_for_before_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("streamingcnn.extras.find_spec", lambda _: None)
     assert main(["demo", "--out", str(tmp_path / "out"), *SMALL]) == 1
     assert "pip install 'streamingcnn[demo]'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-def test_the_command_line_lists_its_commands(capsys):
+def test_the_command_line_lists_its_commands(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["--help"])
     assert ended.value.code == 0

@@ -1,11 +1,15 @@
 """Measures against numbers by hand and against scikit-learn; what an evaluation writes."""
 
+from __future__ import annotations
+
 import csv
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score, roc_auc_score
 
@@ -13,15 +17,17 @@ from streamingcnn.sources import ReadError
 from streamingcnn.training.evaluate import Answer, evaluate, main_figure, write_evaluation
 from streamingcnn.training.measures import measure
 
+Floats = NDArray[np.float64]
 RNG = np.random.default_rng(0)
 
 
-def softmax(x):
+def softmax(x: Floats) -> Floats:
     e = np.exp(x - x.max(1, keepdims=True))
-    return e / e.sum(1, keepdims=True)
+    shares: Floats = e / e.sum(1, keepdims=True)
+    return shares
 
 
-def made(classes, count=80, strength=1.5):
+def made(classes: int, count: int = 80, strength: float = 1.5) -> tuple[NDArray[np.int64], Floats]:
     rng = np.random.default_rng(classes)
     labels = rng.integers(0, classes, count)
     return labels, softmax(strength * np.eye(classes)[labels] + rng.normal(size=(count, classes)))
@@ -30,7 +36,7 @@ def made(classes, count=80, strength=1.5):
 # ------------------------------------------------------------------------------------------------- by hand
 
 
-def test_binary_by_hand():
+def test_binary_by_hand() -> None:
     yes = np.array([0.9, 0.7, 0.4, 0.6, 0.3, 0.2])
     found = measure("binary", [1, 1, 1, 0, 0, 0], np.stack([1 - yes, yes], 1), ["normal", "tumour"])
     assert found["auc"] == pytest.approx(8 / 9)  # of nine pairs only 0.4 against 0.6 is the wrong way around
@@ -41,7 +47,7 @@ def test_binary_by_hand():
     assert low < 8 / 9 < high <= 1
 
 
-def test_ordinal_by_hand():
+def test_ordinal_by_hand() -> None:
     # labels 0 0 1 2, answers 0 1 1 2: one error by one step. observed 1; by chance, row and column sums over four
     answers = np.eye(3)[[0, 1, 1, 2]]
     found = measure("ordinal", [0, 0, 1, 2], answers, ["a", "b", "c"])
@@ -50,7 +56,7 @@ def test_ordinal_by_hand():
     assert found["mean_distance"] == 0.25
 
 
-def test_regression_by_hand():
+def test_regression_by_hand() -> None:
     found = measure("regression", [1.0, 2.0, 3.0, 4.0], [10.0, 20.0, 15.0, 90.0])
     assert found["spearman"] == pytest.approx(0.8)  # one pair of neighbours swapped: 1 - 6 * 2 / (4 * 15)
     assert found["mean_absolute_error"] == pytest.approx((9 + 18 + 12 + 86) / 4)
@@ -61,7 +67,7 @@ def test_regression_by_hand():
 
 
 @pytest.mark.parametrize("classes", [2, 3, 5])
-def test_figures_are_scikit_learns(classes):
+def test_figures_are_scikit_learns(classes: int) -> None:
     labels, answers = made(classes)
     names = [f"class {n}" for n in range(classes)]
     found = measure("multiclass" if classes > 2 else "binary", labels, answers, names, draws=100)
@@ -79,7 +85,7 @@ def test_figures_are_scikit_learns(classes):
     assert low < kappa < high
 
 
-def test_an_interval_covers_the_truth_about_as_often_as_it_says():
+def test_an_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     """Two normal distributions one deviation apart have an AUC of 0.760; 60 studies of 60 cases."""
     covered = 0
     for study in range(60):
@@ -91,7 +97,7 @@ def test_an_interval_covers_the_truth_about_as_often_as_it_says():
     assert 51 <= covered <= 60  # of 57 expected
 
 
-def test_with_groups_whole_groups_are_drawn():
+def test_with_groups_whole_groups_are_drawn() -> None:
     """Ten copies of each case are no ten cases: the interval is that of the single ones, and far from the copies'."""
     labels, answers = made(2, 30)
     single = measure("binary", labels, answers, "ab")["auc_interval"]
@@ -103,7 +109,7 @@ def test_with_groups_whole_groups_are_drawn():
     assert naive[1] - naive[0] < 0.5 * width
 
 
-def test_the_same_seed_gives_the_same_interval():
+def test_the_same_seed_gives_the_same_interval() -> None:
     labels, answers = made(2)
     first, again = (measure("binary", labels, answers, "ab", seed=3, draws=50) for _ in range(2))
     assert first == again
@@ -112,7 +118,7 @@ def test_the_same_seed_gives_the_same_interval():
 # --------------------------------------------------------------------------------------------- what cannot be had
 
 
-def test_figures_that_cannot_be_had_are_none_and_say_why():
+def test_figures_that_cannot_be_had_are_none_and_say_why() -> None:
     found = measure("binary", [1, 1, 1], [[0.2, 0.8], [0.7, 0.3], [0.1, 0.9]], ["no", "yes"])
     assert found["auc"] is None
     assert found["notes"] == ["no AUC: all cases are 'yes'"]
@@ -135,7 +141,7 @@ def test_figures_that_cannot_be_had_are_none_and_say_why():
         ([0, 1], [[0.5, 0.5], [np.nan, 0.5]], "1 answers are infinite or no numbers"),
     ],
 )
-def test_what_does_not_fit_is_refused(labels, answers, said):
+def test_what_does_not_fit_is_refused(labels: list[int], answers: ArrayLike, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         measure("binary", labels, answers, ["a", "b"])
 
@@ -143,14 +149,14 @@ def test_what_does_not_fit_is_refused(labels, answers, said):
 # ------------------------------------------------------------------------------------------------------ the files
 
 
-def cases(count):
+def cases(count: int) -> list[SimpleNamespace]:
     return [SimpleNamespace(id=f"slide {n}") for n in range(count)]
 
 
-def test_an_evaluation_goes_on_after_a_bad_case_and_lists_it(tmp_path):
+def test_an_evaluation_goes_on_after_a_bad_case_and_lists_it(tmp_path: Path) -> None:
     labels, answers = made(3, 40)
 
-    def answer(case):
+    def answer(case: SimpleNamespace) -> Answer:
         number = int(case.id.split()[1])
         if number == 7:
             raise ReadError("slide 7.svs is damaged at ((0, 1), (0, 1))")
@@ -178,7 +184,7 @@ def test_an_evaluation_goes_on_after_a_bad_case_and_lists_it(tmp_path):
     assert main_figure(result.measures).endswith("on 38 cases")
 
 
-def test_a_regression_has_values_and_their_picture(tmp_path):
+def test_a_regression_has_values_and_their_picture(tmp_path: Path) -> None:
     values = RNG.normal(size=20)
     result = evaluate(
         cases(20),
@@ -191,8 +197,8 @@ def test_a_regression_has_values_and_their_picture(tmp_path):
         assert list(csv.DictReader(file))[3].keys() == {"id", "path", "group", "label", "answer"}
 
 
-def test_when_nothing_can_be_read_the_reasons_are_listed():
-    def answer(case):
+def test_when_nothing_can_be_read_the_reasons_are_listed() -> None:
+    def answer(case: SimpleNamespace) -> Answer:
         raise ReadError(f"{case.id} is empty")
 
     with pytest.raises(ValueError, match=r"no case with a label .* of 3\n  - slide 0: slide 0 is empty"):

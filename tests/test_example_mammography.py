@@ -7,6 +7,7 @@ import json
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -104,7 +105,7 @@ def test_the_file_has_the_agreed_numbers() -> None:
 
 
 def test_means_seeds_and_bars_by_hand() -> None:
-    def seed(area: float, glam: float) -> dict:
+    def seed(area: float, glam: float) -> dict[str, Any]:
         dice = {"malignant": glam, "benign": 0.1}
         return {
             "GMIC": {"auc": {"malignant": area}, "dice": {"GMIC's map": {"malignant": 0.1875, "benign": 0.1}}},

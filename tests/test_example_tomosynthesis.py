@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.GifImagePlugin import GifImageFile
 
 from streamingcnn.mammography import film, slice_picture
 from streamingcnn.synthetic.tomosynthesis import make_volume
@@ -21,6 +22,7 @@ def test_a_gif_holds_every_slice_with_its_saliency_and_the_outlines(tmp_path: Pa
     saliency[1, z, 0, 2] = 1.0
     path = film(tmp_path / "volume.gif", pixels, saliency, masks, scale=2)
     with Image.open(path) as made:
+        assert isinstance(made, GifImageFile)
         assert made.n_frames == 5 and made.size == (96, 128) and made.info["loop"] == 0
         reds = []
         for frame in range(5):

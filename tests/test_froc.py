@@ -1,5 +1,7 @@
 """FROC by numbers worked out by hand, and lesions made from outlines."""
 
+from __future__ import annotations
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,7 @@ from streamingcnn.slides.froc import FALSE_POSITIVES, Lesions, Matched, froc, le
 MISSED = -np.inf
 
 
-def test_the_points_are_the_challenges():
+def test_the_points_are_the_challenges() -> None:
     assert FALSE_POSITIVES == (1 / 4, 1 / 2, 1, 2, 4, 8)
 
 
@@ -30,19 +32,19 @@ def test_the_points_are_the_challenges():
         ([Matched((0.5, 0.4, MISSED), ()), Matched((), (0.9,)), *[Matched((), ())] * 2], (2 / 3,) * 6),
     ],
 )
-def test_sensitivities_worked_out_by_hand(slides, at):
+def test_sensitivities_worked_out_by_hand(slides: list[Matched], at: tuple[float, ...]) -> None:
     result = froc(slides)
     assert result.at == pytest.approx(at)
     assert result.score == pytest.approx(np.mean(at))
     assert result.slides == len(slides)
 
 
-def test_without_a_lesion_there_is_no_froc():
+def test_without_a_lesion_there_is_no_froc() -> None:
     with pytest.raises(ValueError, match="none of the 2 slides has a lesion"):
         froc([Matched((), (0.1,)), Matched((), ())])
 
 
-def test_the_best_of_several_hits_counts_once_and_isolated_cells_not_at_all():
+def test_the_best_of_several_hits_counts_once_and_isolated_cells_not_at_all() -> None:
     labels = np.zeros((10, 10), np.int32)
     labels[1:3, 1:3], labels[5:9, 5:9], labels[0, 9] = 1, 2, 3
     lesions = Lesions(labels, (100.0, 50.0), (True, True, False))
@@ -55,12 +57,12 @@ def test_the_best_of_several_hits_counts_once_and_isolated_cells_not_at_all():
     assert match([], lesions) == Matched((MISSED, MISSED), ())
 
 
-def disc(x, y, radius, group="_0"):
+def disc(x: float, y: float, radius: float, group: str = "_0") -> Outline:
     angle = np.linspace(0, 2 * np.pi, 60, endpoint=False)
     return Outline("", group, np.stack([x + radius * np.cos(angle), y + radius * np.sin(angle)], axis=1))
 
 
-def test_lesions_are_joined_when_near_and_counted_when_long_enough():
+def test_lesions_are_joined_when_near_and_counted_when_long_enough() -> None:
     # 0.5 um a pixel: radius 400 px = 200 um, so 400 + 75 um long; the cells: radius 100 px, 100 + 75 um
     outlines = [disc(1000, 1000, 400), disc(1860, 1000, 400), disc(4000, 1000, 400), disc(1000, 4000, 100)]
     lesions = lesions_of(outlines, (5000, 6000), 0.5, CAMELYON16)
@@ -73,13 +75,13 @@ def test_lesions_are_joined_when_near_and_counted_when_long_enough():
     assert len(lesions_of(with_hole, (5000, 6000), 0.5, CAMELYON16).counted) == 1
 
 
-def test_a_slide_without_outlines_has_no_lesions():
+def test_a_slide_without_outlines_has_no_lesions() -> None:
     lesions = lesions_of([], (100_000, 100_000), 0.25)
     assert lesions.counted == ()
     assert match([(5, 5, 1.0)], lesions) == Matched((), (1.0,))
 
 
-def test_peaks_are_in_pixels_of_level_0():
+def test_peaks_are_in_pixels_of_level_0() -> None:
     heat = np.zeros((20, 30))
     heat[4, 6], heat[4, 7], heat[15, 29] = 0.9, 0.8, 0.4
     found = peaks(heat, (16.0, 8.0), above=0.1)

@@ -121,7 +121,8 @@ def test_losses_of_all_maps() -> None:
     GLAMLoss(auxiliary=1.0)(result, labels).backward()
     combine = model.global_network.postprocess_module.combine.weight
     assert combine.grad is None  # in the published weights, and used by nothing
-    assert model.global_network.downsampling_branch.first_conv.weight.grad.any()
+    first = model.get_parameter("global_network.downsampling_branch.first_conv.weight").grad
+    assert first is not None and first.any()
 
 
 def test_wrong_overlap_says_what_is_needed() -> None:
@@ -134,7 +135,7 @@ def test_a_constant_image_and_more_crops_than_the_map_allows(train: bool) -> Non
     model = small(crops=9, percent_t=0.5).train(train)
     with torch.no_grad():
         for each in model.global_network.postprocess_module.children():
-            each.weight.zero_()  # the maps are constant whatever the image's border does
+            each.get_parameter("weight").zero_()  # the maps are constant whatever the image's border does
     result = model(torch.zeros(1, 1, 200, 140, dtype=torch.float64))
     assert not result.regions.valid.any()
     # No crop is pasted, so the local part is 0 everywhere.

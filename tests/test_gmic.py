@@ -13,6 +13,7 @@ from streamingcnn import StreamingModule, stream
 from streamingcnn.comparison import compare, run_step
 from streamingcnn.models import GMIC, ResNet
 from streamingcnn.models.gmic import GMICLoss, ResNet22
+from streamingcnn.models.gmic.trunk import PreActivated
 from streamingcnn.models.resnet import BasicBlock
 from streamingcnn.sources import ArraySource
 
@@ -70,7 +71,8 @@ def test_maps_at_the_published_size() -> None:
 
 
 def test_the_first_block_projects_what_it_activated_and_the_second_adds_what_came_in() -> None:
-    first, second = ResNet22(width=4).eval().layer_list[1]
+    first, second = ResNet22(width=4).eval().get_submodule("layer_list.1").children()
+    assert isinstance(first, PreActivated) and isinstance(second, PreActivated) and first.downsample is not None
     x = torch.randn(1, 4, 8, 8)
     y = torch.relu(first.bn1(x))
     torch.testing.assert_close(
@@ -165,7 +167,7 @@ def test_a_constant_image_has_an_answer_and_gradients() -> None:
     model = small()
     model.eval()
     with torch.no_grad():
-        model.ds_net.final_bn.weight.zero_()  # the map is constant whatever the image's border does
+        model.get_parameter("ds_net.final_bn.weight").zero_()  # the map is constant whatever the image's border does
     result = model(torch.zeros(1, 1, 200, 140, dtype=torch.float64))
     assert not result.regions.valid.any() and not result.attention.any()
     loss = GMICLoss()(result, torch.tensor([[0.0, 1.0]]))

@@ -141,7 +141,8 @@ def test_a_source_is_read_slice_by_slice() -> None:
     torch.testing.assert_close(read.prediction, plain.prediction, rtol=1e-10, atol=1e-12)
     assert torch.equal(read.crops, plain.crops)
     read.prediction.sum().backward()
-    assert streamed.ds_net.first_conv.weight.grad.any()
+    first = streamed.get_parameter("ds_net.first_conv.weight").grad
+    assert first is not None and first.any()
 
 
 def test_crops_of_several_slices_and_a_learned_fusion() -> None:

@@ -15,14 +15,18 @@ from streamingcnn.training.heads import HEADS, AttentionHead, MeanHead, TopHead,
 from streamingcnn.training.tasks import Cumulative, Task, balanced
 
 
-def trunk() -> nn.Module:
+def trunk() -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(3, 6, 5, 2, 2), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 8, 3, 2, 1), nn.ReLU())
 
 
 def loss_of(net: nn.Module, image: Tensor) -> dict[str, Tensor]:
     net.zero_grad()
     net(image).square().sum().backward()
-    return {name: parameter.grad.clone() for name, parameter in net.named_parameters()}
+    found = {}
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None, name
+        found[name] = parameter.grad.clone()
+    return found
 
 
 @pytest.mark.parametrize("outputs", [1, 3])
@@ -62,8 +66,8 @@ def test_gated_attention_is_its_formula() -> None:
     features, head = torch.randn(1, 8, 3, 4), AttentionHead(8, 2, hidden=5)
     bag = features[0].flatten(1).T  # one row per position, as CLAM has it
 
-    def linear(layer: nn.Conv2d, rows: Tensor) -> Tensor:
-        return functional.linear(rows, layer.weight.flatten(1), layer.bias)
+    def linear(layer: nn.Module, rows: Tensor) -> Tensor:
+        return functional.linear(rows, layer.get_parameter("weight").flatten(1), layer.get_parameter("bias"))
 
     weights = head.weights
     scores = linear(weights.score, torch.tanh(linear(weights.content, bag)) * torch.sigmoid(linear(weights.gate, bag)))
@@ -147,11 +151,11 @@ def test_frozen_norms_stay_frozen_and_keep_their_names() -> None:
     plain = copy.deepcopy(net).eval()
     image = torch.rand(2, 3, 30, 22)
     frozen = convert_batchnorm(net, "frozen").train()
-    assert frozen.training and not frozen[1].training
+    assert frozen.training and not frozen.get_submodule("1").training
     assert frozen.state_dict().keys() == plain.state_dict().keys()
-    before = frozen[1].running_mean.clone()
+    before = frozen.get_buffer("1.running_mean").clone()
     torch.testing.assert_close(frozen(image), plain(image))
-    assert torch.equal(frozen[1].running_mean, before)
+    assert torch.equal(frozen.get_buffer("1.running_mean"), before)
     for name, gradient in loss_of(frozen, image).items():
         torch.testing.assert_close(gradient, loss_of(plain, image)[name])
     result = check(frozen, image, tile=8)
@@ -160,14 +164,13 @@ def test_frozen_norms_stay_frozen_and_keep_their_names() -> None:
 
 def test_group_norms_take_the_place_of_batch_norms() -> None:
     net = trunk()
-    nn.init.normal_(net[1].weight)
-    weight = net[1].weight.detach().clone()
-    group = convert_batchnorm(net, "group")[1]
+    weight = nn.init.normal_(net.get_parameter("1.weight")).detach().clone()
+    group = convert_batchnorm(net, "group").get_submodule("1")
     assert isinstance(group, nn.GroupNorm) and (group.num_groups, group.num_channels) == (2, 6)
     assert torch.equal(group.weight, weight)
     result = check(net.train(), torch.rand(2, 3, 30, 22), tile=8)
     assert result.ok, str(result)
-    assert convert_batchnorm(trunk(), "batch")[1].training
+    assert convert_batchnorm(trunk(), "batch").get_submodule("1").training
 
 
 def test_what_cannot_be_converted_is_said() -> None:

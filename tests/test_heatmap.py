@@ -1,18 +1,25 @@
 """Heatmaps: what they show, exactly; the files that are made of them, where viewers look for them."""
 
+from __future__ import annotations
+
 import csv
 import json
 from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openslide
 import pytest
 import tifffile
 import torch
+from numpy.typing import NDArray
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from streamingcnn import StreamingModule
+from streamingcnn.boxes import Box
 from streamingcnn.cli.main import main
 from streamingcnn.input_gradient import input_gradient
 from streamingcnn.models import resnet18
@@ -20,23 +27,24 @@ from streamingcnn.slides import LabelSource, read_cases, read_geojson, tissue_ma
 from streamingcnn.slides.contours import contours, geojson
 from streamingcnn.slides.heat_files import read_heatmap, write_heatmap, write_tiff
 from streamingcnn.slides.heatmaps import Heatmap
-from streamingcnn.sources import ArraySource, MaskedSource, ScaledSource, open_image
+from streamingcnn.sources import ArraySource, MaskedSource, ScaledSource, Source, open_image
 from streamingcnn.synthetic import make_slide, write_slide
 from streamingcnn.training.explain import explain
 from streamingcnn.training.run import load_run
 from streamingcnn.training.slides import Slides
 
 from .shared import shared
+from .tiff_pages import pages
 from .trained import train
 
 DOUBLE = torch.float64
 
 
-def double(source):
+def double(source: Source) -> ScaledSource:
     return ScaledSource(source, 1 / 255, dtype=DOUBLE)
 
 
-def pixels(height, width, seed=0):
+def pixels(height: int, width: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator)
 
@@ -44,17 +52,18 @@ def pixels(height, width, seed=0):
 class Forked(nn.Module):
     """The image is read by two stages: it goes into the end once more, at full size."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.down = nn.Sequential(nn.Conv2d(3, 4, 5, 2, 2), nn.GroupNorm(2, 4), nn.SiLU(), nn.Conv2d(4, 4, 3, 2, 1))
         self.end = nn.Conv2d(7, 2, 3, padding=1)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         deep = nn.functional.interpolate(self.down(x), size=x.shape[2:], mode="nearest")
-        return self.end(torch.cat([x, deep], 1)).mean((2, 3))
+        made: Tensor = self.end(torch.cat([x, deep], 1)).mean((2, 3))
+        return made
 
 
-NETS = {
+NETS: dict[str, Callable[[], nn.Module]] = {
     "convolutions": lambda: nn.Sequential(nn.Conv2d(3, 4, 7, 2, 3), nn.ELU(), nn.Conv2d(4, 2, 3, 2)),
     "resnet18": lambda: resnet18(num_classes=2),
     "forked": Forked,
@@ -63,7 +72,7 @@ NETS = {
 
 
 @pytest.mark.parametrize("name, block", [*((name, 32) for name in NETS), ("forked", 100), ("convolutions", 512)])
-def test_the_gradient_of_every_pixel_is_plain_pytorchs(name, block):
+def test_the_gradient_of_every_pixel_is_plain_pytorchs(name: str, block: int) -> None:
     net = NETS[name]().to(DOUBLE).eval()
     raw = pixels(117, 150)
     source = double(ArraySource(raw))
@@ -74,9 +83,9 @@ def test_the_gradient_of_every_pixel_is_plain_pytorchs(name, block):
     gathered = torch.full_like(x, torch.nan)
     boxes = []
 
-    def take(box, gradient):
+    def take(box: Box, gradient: Tensor) -> None:
         boxes.append(box)
-        gathered[(..., *(slice(*interval) for interval in box))] = gradient
+        gathered[:, :, *(slice(*interval) for interval in box)] = gradient
 
     result = input_gradient(StreamingModule(net, tile=32), source, lambda y: (y * weight).sum(), take, block)
     torch.testing.assert_close(result, expected_result.detach(), rtol=0, atol=1e-10)
@@ -85,7 +94,7 @@ def test_the_gradient_of_every_pixel_is_plain_pytorchs(name, block):
     assert all(parameter.grad is None for parameter in net.parameters())
 
 
-def test_inside_a_mask_it_is_exact_too_and_tiles_of_background_run_once():
+def test_inside_a_mask_it_is_exact_too_and_tiles_of_background_run_once() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 5, 2, 2), nn.Tanh(), nn.Conv2d(4, 4, 3, 2, 1), nn.Tanh()).to(DOUBLE)
     mask = np.zeros((16, 16), bool)
     mask[4:7, 9:12] = True
@@ -94,7 +103,7 @@ def test_inside_a_mask_it_is_exact_too_and_tiles_of_background_run_once():
     (expected,) = torch.autograd.grad((net(x) ** 2).mean(), x)
     heat = torch.zeros(512, 512, dtype=DOUBLE)
 
-    def take(box, gradient):
+    def take(box: Box, gradient: Tensor) -> None:
         heat[tuple(slice(*interval) for interval in box)] = gradient[0].abs().sum(0)
 
     streamed = StreamingModule(net, tile=64)
@@ -106,13 +115,13 @@ def test_inside_a_mask_it_is_exact_too_and_tiles_of_background_run_once():
     assert not heat[~inside].any()  # what was filled in has no gradient of its own
 
 
-def test_only_some_rows_of_the_gradient_exist_at_a_time():
+def test_only_some_rows_of_the_gradient_exist_at_a_time() -> None:
     net = nn.Sequential(nn.Conv2d(3, 2, 7, 2, 3), nn.ReLU(), nn.Conv2d(2, 1, 3, 2, 1))
     source = ScaledSource(ArraySource(pixels(1024, 512)))
     seen = []
 
-    class Blocks(dict):
-        def __setitem__(self, key, value):
+    class Blocks(dict[Any, Any]):
+        def __setitem__(self, key: Any, value: Any) -> None:
             super().__setitem__(key, value)
             seen.append(len(self))
 
@@ -120,7 +129,7 @@ def test_only_some_rows_of_the_gradient_exist_at_a_time():
 
     init = module._Blocks.__init__
 
-    def watched(self, *args):
+    def watched(self: module._Blocks, *args: Any) -> None:
         init(self, *args)
         self.begun = Blocks()
 
@@ -130,7 +139,7 @@ def test_only_some_rows_of_the_gradient_exist_at_a_time():
     assert max(seen) <= 4 * 512 // 64  # of 128 blocks at most four rows of eight
 
 
-def test_whole_numbers_have_no_gradient():
+def test_whole_numbers_have_no_gradient() -> None:
     with pytest.raises(ValueError, match="wrap it in ScaledSource"):
         input_gradient(StreamingModule(nn.Conv2d(3, 1, 3)), ArraySource(pixels(64, 64)), torch.sum, print)
 
@@ -141,43 +150,54 @@ def test_whole_numbers_have_no_gradient():
 class Head(nn.Module):
     """A logit at each place, averaged; as this package's mean head."""
 
-    def __init__(self, channels, outputs):
+    def __init__(self, channels: int, outputs: int) -> None:
         super().__init__()
         self.logits = nn.Conv2d(channels, outputs, 1)
 
-    def forward(self, features):
-        return self.logits(features).flatten(2).mean(2)
+    def forward(self, features: Tensor) -> Tensor:
+        made: Tensor = self.logits(features).flatten(2).mean(2)
+        return made
 
-    def where(self):
+    def where(self) -> nn.Module:
         return self.logits
 
 
 class AttentionHead(Head):
     """A weight at each place."""
 
-    def where(self):
+    def where(self) -> nn.Module:
         return nn.Sequential(self.logits, Shares())
 
 
 class Shares(nn.Module):
-    def forward(self, scores):
+    def forward(self, scores: Tensor) -> Tensor:
         return scores.flatten(2).softmax(2).view(scores.shape)
 
 
-def network(head, outputs=1):
+class Headed(nn.Sequential):
+    """A trunk and a head, as `make_network` names them."""
+
+    trunk: nn.Module
+    head: Head
+
+    def __init__(self, trunk: nn.Module, head: Head) -> None:
+        super().__init__(OrderedDict(trunk=trunk, head=head))
+
+
+def network(head: type[Head], outputs: int = 1) -> Headed:
     torch.manual_seed(3)
     trunk = nn.Sequential(nn.Conv2d(3, 8, 5, 4, 2), nn.Tanh(), nn.Conv2d(8, 8, 3, 2, 1), nn.Tanh())
-    return nn.Sequential(OrderedDict(trunk=trunk, head=head(8, outputs))).eval()
+    return Headed(trunk, head(8, outputs)).eval()
 
 
 @pytest.fixture(scope="module")
-def slide(tmp_path_factory):
+def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("heat") / "slide.tif"
     write_slide(make_slide(2, tumour=True, size=(512, 768)), path)
     return path
 
 
-def test_activation_is_the_heads_own_map_and_lies_on_its_stride(slide):
+def test_activation_is_the_heads_own_map_and_lies_on_its_stride(slide: Path) -> None:
     net = network(Head)
     image = open_image(slide, level=1)
     seen = ScaledSource(image)
@@ -193,7 +213,7 @@ def test_activation_is_the_heads_own_map_and_lies_on_its_stride(slide):
     assert "'normal'" in against.how
 
 
-def test_attention_shows_the_weights_and_several_classes_the_answered_one(slide):
+def test_attention_shows_the_weights_and_several_classes_the_answered_one(slide: Path) -> None:
     image = open_image(slide, level=2)
     seen = ScaledSource(image)
     x = seen.read(((0, 128), (0, 192)))[None]
@@ -216,7 +236,7 @@ def test_attention_shows_the_weights_and_several_classes_the_answered_one(slide)
     assert f"'{'abc'[chosen]}'" in heatmap.how
 
 
-def test_saliency_is_the_mean_gradient_of_each_cell(slide):
+def test_saliency_is_the_mean_gradient_of_each_cell(slide: Path) -> None:
     net = network(Head, 2).to(DOUBLE)
     image = open_image(slide, level=1)
     seen = double(image)
@@ -228,7 +248,7 @@ def test_saliency_is_the_mean_gradient_of_each_cell(slide):
     assert heatmap.scale == (32, 32)
 
 
-def test_a_map_that_a_network_has_not_is_refused_with_those_it_has(slide):
+def test_a_map_that_a_network_has_not_is_refused_with_those_it_has(slide: Path) -> None:
     image = open_image(slide, level=2)
     net = StreamingModule(network(Head), tile=64)
     with pytest.raises(ValueError, match=r"its head has activation; ask for activation or saliency"):
@@ -243,18 +263,20 @@ def test_a_map_that_a_network_has_not_is_refused_with_those_it_has(slide):
 # ------------------------------------------------------------------------------------------------------- the files
 
 
-def blobs(rows, columns, seed=0):
+def blobs(rows: int, columns: int, seed: int = 0) -> NDArray[np.float32]:
     """A smooth random map between 0 and 1."""
     coarse = torch.rand(1, 1, rows // 6 + 2, columns // 6 + 2, generator=torch.Generator().manual_seed(seed))
     return torch.nn.functional.interpolate(coarse, (rows, columns), mode="bicubic")[0, 0].clamp(0, 1).numpy()
 
 
-def heatmap_of(heat, scale=16.0, mpp=(0.5, 0.5), beyond=3):
+def heatmap_of(
+    heat: NDArray[np.floating], scale: float = 16.0, mpp: tuple[float, float] | None = (0.5, 0.5), beyond: int = 3
+) -> Heatmap:
     size = tuple(round(extent * scale) - beyond for extent in heat.shape)
     return Heatmap(heat.astype(np.float32), (scale, scale), size, mpp, "made")
 
 
-def test_the_tiff_is_a_pyramid_that_openslide_opens_at_the_right_resolution_and_place(tmp_path):
+def test_the_tiff_is_a_pyramid_that_openslide_opens_at_the_right_resolution_and_place(tmp_path: Path) -> None:
     heat = blobs(700, 900)
     write_tiff(heatmap_of(heat), tmp_path / "heat.tif")
     with openslide.OpenSlide(tmp_path / "heat.tif") as opened:
@@ -268,14 +290,14 @@ def test_the_tiff_is_a_pyramid_that_openslide_opens_at_the_right_resolution_and_
         assert np.abs(low / 255 - heat.reshape(175, 4, 225, 4).mean((1, 3))).max() < 0.003
     with tifffile.TiffFile(tmp_path / "heat.tif") as opened:
         assert opened.is_bigtiff
-        assert all(page.is_tiled for page in opened.pages)
-        assert [page.subfiletype for page in opened.pages] == [0, 1, 1]
-        said = json.loads(opened.pages[0].description)
+        assert all(page.is_tiled for page in pages(opened))
+        assert [page.subfiletype for page in pages(opened)] == [0, 1, 1]
+        said = json.loads(pages(opened)[0].description)
         assert said["how"] == "made"
         assert said["level-0 pixels to a pixel (y, x)"] == [16, 16]
 
 
-def test_a_tiff_of_a_slide_without_resolution_says_none(tmp_path):
+def test_a_tiff_of_a_slide_without_resolution_says_none(tmp_path: Path) -> None:
     write_tiff(heatmap_of(blobs(40, 30), mpp=None), tmp_path / "heat.tif")
     with openslide.OpenSlide(tmp_path / "heat.tif") as opened:
         assert "openslide.mpp-x" not in opened.properties
@@ -283,11 +305,11 @@ def test_a_tiff_of_a_slide_without_resolution_says_none(tmp_path):
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.8])
-def test_contours_are_valid_and_enclose_what_is_above_the_threshold(seed, threshold):
+def test_contours_are_valid_and_enclose_what_is_above_the_threshold(seed: int, threshold: float) -> None:
     geometry = pytest.importorskip("shapely")
     heat = blobs(40 + seed, 37, seed)
     if seed % 2:
-        heat = np.round(heat * 10) / 10  # many cells exactly at the threshold
+        heat = np.round(heat * 10) / np.float32(10)  # many cells exactly at the threshold
     heatmap = heatmap_of(heat)
     areas = [geometry.Polygon(area.points, area.holes) for area in contours(heatmap, threshold)]
     assert all(area.is_valid for area in areas)
@@ -303,7 +325,7 @@ def test_contours_are_valid_and_enclose_what_is_above_the_threshold(seed, thresh
                 assert together.covers(middle) == (value > threshold)
 
 
-def test_a_ring_of_heat_has_a_hole_with_an_island_in_it():
+def test_a_ring_of_heat_has_a_hole_with_an_island_in_it() -> None:
     y, x = np.mgrid[:40, :40]
     far = np.hypot(y - 20, x - 20)
     heat = ((far > 8) & (far < 15)) * 0.9 + (far < 3) * 0.9
@@ -315,7 +337,7 @@ def test_a_ring_of_heat_has_a_hole_with_an_island_in_it():
     assert contours(heatmap_of(np.zeros((10, 10))), 0.5) == []
 
 
-def test_geojson_is_what_qupath_takes_and_our_own_reader_too(tmp_path):
+def test_geojson_is_what_qupath_takes_and_our_own_reader_too(tmp_path: Path) -> None:
     heatmap = heatmap_of(blobs(40, 37))
     made = geojson(heatmap, (0.4, 0.7))
     assert made["type"] == "FeatureCollection"
@@ -339,7 +361,7 @@ def test_geojson_is_what_qupath_takes_and_our_own_reader_too(tmp_path):
     assert (inside[0].bool().numpy() == (heatmap.heat > 0.7))[:-1, :-1].all()
 
 
-def test_all_files_are_written_and_the_numbers_come_back(slide, tmp_path):
+def test_all_files_are_written_and_the_numbers_come_back(slide: Path, tmp_path: Path) -> None:
     heatmap = Heatmap(blobs(32, 48).astype(np.float32), (16.0, 16.0), (512, 768), (0.5, 0.5), "made")
     paths = write_heatmap(heatmap, slide, tmp_path / "maps" / "a.slide")
     assert [path.name for path in paths] == ["a.slide.tif", "a.slide.geojson", "a.slide.png", "a.slide.npz"]
@@ -350,32 +372,34 @@ def test_all_files_are_written_and_the_numbers_come_back(slide, tmp_path):
     assert (again.scale, again.size, again.mpp, again.how) == ((16, 16), (512, 768), (0.5, 0.5), "made")
 
 
-def test_the_overlay_is_hot_where_the_heat_is():
+def test_the_overlay_is_hot_where_the_heat_is() -> None:
     heat = np.zeros((10, 10), np.float32)
     heat[2, 7] = 1
     spread = Heatmap(heat, (32.0, 32.0), (300, 310), None, "").at((150, 155))
     assert spread.shape == (150, 155)
     row, column = divmod(int(spread.argmax()), 155)
-    assert (row, column) == (pytest.approx(2.5 * 16, abs=1), pytest.approx(7.5 * 16, abs=1))
+    assert (row, column) == pytest.approx((2.5 * 16, 7.5 * 16), abs=1)
 
 
 # -------------------------------------------------------------------------------------------------- a real slide
 
 
-def test_a_real_slide_to_files_that_lie_over_the_same_tissue(tmp_path):
+def test_a_real_slide_to_files_that_lie_over_the_same_tissue(tmp_path: Path) -> None:
     geometry = pytest.importorskip("shapely")
     path = shared("slides/CMU-1-Small-Region.svs")
 
     class Darkness(nn.Module):
         """Hot where pixels are dark and red: tissue."""
 
-        def forward(self, features):
+        def forward(self, features: Tensor) -> Tensor:
             return 8 * (0.80 - features[:, 1:2])
 
+    class Dark(Head):
+        def where(self) -> nn.Module:
+            return Darkness()
+
     trunk = nn.AvgPool2d(32, 32, ceil_mode=True)
-    head = Head(3, 1)
-    head.where = Darkness
-    net = StreamingModule(nn.Sequential(OrderedDict(trunk=trunk, head=head)).eval(), tile=512)
+    net = StreamingModule(Headed(trunk, Dark(3, 1)).eval(), tile=512)
     image = open_image(path)
     heatmap = explain(net, ScaledSource(image), "activation")
     tif, areas, drawn, _ = write_heatmap(heatmap, path, tmp_path / "CMU-1")
@@ -385,9 +409,8 @@ def test_a_real_slide_to_files_that_lie_over_the_same_tissue(tmp_path):
         assert heat.dimensions == tuple(-(-extent // 32) for extent in slide.dimensions)
         pixels = np.array(heat.read_region((0, 0), 0, heat.dimensions))[..., 0]
     with tifffile.TiffFile(tif) as opened:
-        assert opened.pages[0].tags["XResolution"].value[0] / opened.pages[0].tags["XResolution"].value[
-            1
-        ] == pytest.approx(1e4 / across, rel=1e-3)
+        of, per = pages(opened)[0].tags["XResolution"].value
+        assert of / per == pytest.approx(1e4 / across, rel=1e-3)
         assert (opened.asarray() == pixels).all()
     mask = tissue_mask(path)
     features = json.loads(areas.read_text())["features"]
@@ -406,11 +429,13 @@ def test_a_real_slide_to_files_that_lie_over_the_same_tissue(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return train(tmp_path_factory.mktemp("run"), "--head", "mean")
 
 
-def test_the_command_writes_all_files_for_one_slide_or_a_table(run, tmp_path, capsys):
+def test_the_command_writes_all_files_for_one_slide_or_a_table(
+    run: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out, table = run
     slide = table.parent / "images" / "test_001.tif"
     assert main(["heatmap", str(out), str(slide), "--out", str(tmp_path), "--threshold", "0.3"]) == 0
@@ -429,7 +454,9 @@ def test_the_command_writes_all_files_for_one_slide_or_a_table(run, tmp_path, ca
     assert (out / "heatmaps" / "test_001.tif").stat().st_mtime_ns == before
 
 
-def test_the_command_goes_on_after_a_bad_slide(run, tmp_path, capsys):
+def test_the_command_goes_on_after_a_bad_slide(
+    run: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out, table = run
     (tmp_path / "broken.tif").write_bytes(b"II*\0")
     slides = [tmp_path / "broken.tif", table.parent / "images" / "test_000.tif"]
@@ -443,7 +470,9 @@ def test_the_command_goes_on_after_a_bad_slide(run, tmp_path, capsys):
     assert "would write the same files" in capsys.readouterr().err
 
 
-def test_evaluate_writes_metrics_predictions_pictures_and_froc(run, tmp_path, capsys):
+def test_evaluate_writes_metrics_predictions_pictures_and_froc(
+    run: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out, table = run
     froc = ["--froc", "all", "--smallest", "30", "--heatmaps", "1", "--draws", "50"]
     assert main(["evaluate", str(out), str(table), *froc]) == 0
@@ -464,7 +493,9 @@ def test_evaluate_writes_metrics_predictions_pictures_and_froc(run, tmp_path, ca
     assert [float(row["p_1"]) for row in rows] == pytest.approx(expected, abs=1e-5)
 
 
-def test_evaluate_on_another_split_and_of_a_checkpoint(run, tmp_path, capsys):
+def test_evaluate_on_another_split_and_of_a_checkpoint(
+    run: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out, table = run
     checkpoint = out / "checkpoints" / "last.pt"
     arguments = [

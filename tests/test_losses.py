@@ -15,7 +15,8 @@ from streamingcnn.comparison import compare
 from streamingcnn.memory import LiveBytes
 from streamingcnn.models import DiceCrossEntropy, UNet3D
 from tests.blocks import Net
-from tests.networks import BY_NAME, LOSSES, one_hot
+from tests.networks import BY_NAME
+from tests.networks.losses import LOSSES, one_hot
 
 SUMMED = [name for name in LOSSES if not name.endswith("_each")]
 

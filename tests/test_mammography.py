@@ -210,7 +210,7 @@ def test_saliency_is_green_and_red_and_masks_are_outlined() -> None:
 
 
 def test_predictions_have_the_published_columns(tmp_path: Path) -> None:
-    write_predictions(tmp_path / "p.csv", ["a", "b"], [[0.1, 0.93333], [1, 0]], [[0, 1], [float("nan"), 0]])
+    write_predictions(tmp_path / "p.csv", ["a", "b"], [[0.1, 0.93333], [1.0, 0.0]], [[0.0, 1.0], [float("nan"), 0.0]])
     assert (tmp_path / "p.csv").read_text().splitlines() == [
         "image_index,benign_pred,malignant_pred,benign_label,malignant_label",
         "a,0.1000,0.9333,0,1",

@@ -46,7 +46,7 @@ def stored_bytes(size: int) -> int:
     layer1.0, layer1.1: the same          layer4.0, layer4.1    512 x (size / 32)^2
     """
     pixels = 3 * size**2 + 64 * (size // 4) ** 2
-    pixels += sum(2 * 64 * 2**level * (size // 4 // 2**level) ** 2 for level in range(4))
+    pixels += sum(2 * (64 << level) * (size // (4 << level)) ** 2 for level in range(4))
     return 4 * pixels
 
 

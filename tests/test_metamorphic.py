@@ -111,10 +111,9 @@ class Huge:
         pixels = torch.full((1, bottom - top, right - left), 0.25, dtype=self.dtype)
         span = [(max(low, self.low), min(high, self.low + PATCH)) for low, high in box]
         if all(low < high for low, high in span):
-            inner = self.patch[(..., *(slice(low - self.low, high - self.low) for low, high in span))]
-            pixels[
-                (..., *(slice(low - start, high - start) for (low, high), (start, _) in zip(span, box, strict=True)))
-            ] = inner
+            inner = self.patch[:, *(slice(low - self.low, high - self.low) for low, high in span)]
+            place = [slice(low - start, high - start) for (low, high), (start, _) in zip(span, box, strict=True)]
+            pixels[:, *place] = inner
         return pixels
 
     def constant_blocks(self) -> ConstantBlocks:
@@ -132,7 +131,8 @@ class Total(nn.Module):
         self.layers = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Tanh(), nn.Conv2d(2, 1, 3, 5))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x).mean()
+        made: Tensor = self.layers(x).mean()
+        return made
 
 
 def test_a_map_of_more_than_two_to_the_31_elements() -> None:

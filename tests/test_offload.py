@@ -117,7 +117,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize("name", CASES)
 def test_exact(name: str, way: str, folder: Path) -> None:
     build, shape, memory_format, options = CASES[name]
-    net = build().double().to(memory_format=memory_format)
+    net = build().double().to(memory_format=memory_format)  # type: ignore[call-overload]  # torch's stubs lack it
     x = torch.randn(shape, dtype=torch.float64).to(memory_format=memory_format)
     stored = every_map(net, shape)
     net = net.to(memory_format=memory_format)
@@ -242,7 +242,7 @@ def test_device_bytes_fall_by_the_maps_and_their_gradients(tmp_path: Path) -> No
 
 def pooled_raggedly() -> nn.Sequential:
     """Pooling to bins of unequal sizes needs the whole map before it, which is then stored in every plan."""
-    return nn.Sequential(*trunk()[:4], nn.AdaptiveAvgPool2d(5))
+    return nn.Sequential(*list(trunk())[:4], nn.AdaptiveAvgPool2d(5))
 
 
 def test_a_budget_that_the_device_cannot_meet_is_met_on_disk(tmp_path: Path) -> None:

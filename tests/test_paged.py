@@ -504,7 +504,8 @@ def test_raw_pixels_are_scaled_by_the_module_or_by_the_source() -> None:
             self.conv = conv
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.conv(x.float() / 255)
+            made: Tensor = self.conv(x.float() / 255)
+            return made
 
     expected = conv(raw[None].float() / 255)
     inside = StreamingModule(Raw(), tile=32)(ArraySource(raw))
@@ -536,7 +537,8 @@ def test_masked_source_is_fill_outside_and_reads_only_inside() -> None:
     inner.read_boxes.clear()
     assert torch.equal(source.read(((0, 20), (0, 100))), expected[:, :20])
     assert inner.read_boxes == []
-    assert source.constant_blocks().share == 13 / 16
+    constant = source.constant_blocks()
+    assert constant is not None and constant.share == 13 / 16
 
 
 def test_a_mask_that_does_not_fit_is_refused() -> None:

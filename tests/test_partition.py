@@ -1,6 +1,6 @@
 """One image over several ranks: what each gets is what one process gets, or nothing at all is computed.
 
-The ranks are processes of `tests/ranks.py` under torchrun, one process group for a whole table.
+The ranks are processes of `tests/ranks/` under torchrun, one process group for a whole table.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def test_a_checkpoint_that_was_not_finished_is_none(tmp_path: Path, monkeypatch:
 
 def test_a_killed_training_goes_on_to_the_bit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """torchrun starts the example again after one of its ranks was killed; alone it does the same steps."""
-    from tests.ranks import example
+    from tests.ranks.restart import example
 
     done = torchrun(2, "restart", "--names", str(tmp_path), restarts=1)
     assert done.returncode == 0, done.stderr[-4000:]
@@ -182,9 +182,9 @@ def test_a_killed_training_goes_on_to_the_bit(tmp_path: Path, capsys: pytest.Cap
     assert numbers(done.stdout)[-8:] == pytest.approx(alone, abs=2e-4)
     written = [sorted((tmp_path / name / "predictions").iterdir()) for name in ("peace", "alone")]
     assert [path.name for path in written[0]] == [path.name for path in written[1]]
-    source = nibabel.load(tmp_path / "alone" / "volumes" / "abdomen_16x24x24_002.nii")
+    source = nibabel.Nifti1Image.from_filename(tmp_path / "alone" / "volumes" / "abdomen_16x24x24_002.nii")
     for path in (paths[0] for paths in written):
-        found = nibabel.load(path)
+        found = nibabel.Nifti1Image.from_filename(path)
         assert found.shape == (24, 24, 16) and np.array_equal(found.affine, source.affine)
 
 
@@ -239,7 +239,7 @@ def test_one_rank_is_no_partition(tmp_path: Path) -> None:
             ({"timeout": 0}, "needed are seconds"),
         ):
             with pytest.raises(ValueError, match=said):
-                Partition(**wrong)  # type: ignore[arg-type]
+                Partition(**wrong)
         with pytest.raises(ValueError, match="spatial axes H, W"):
             Partition(dims=("D",)).input_box((1, 1, 8, 8))
         with pytest.raises(ValueError, match=r"Cut it with partition\.input_box"):

@@ -231,8 +231,8 @@ CHANGES: dict[str, Callable[[], str]] = {
     "size": lambda: of(trunk(), (2, 3, 45, 39)),
     "mode": lambda: of(trunk().eval()),
     "dtype": lambda: of(trunk().float(), dtype=torch.float32),
-    "layer": lambda: of(nn.Sequential(*trunk()[:-1], nn.Conv2d(4, 3, 1)).double()),
-    "activation": lambda: of(nn.Sequential(*trunk()[:2], nn.SiLU(), *trunk()[3:]).double()),
+    "layer": lambda: of(nn.Sequential(*list(trunk())[:-1], nn.Conv2d(4, 3, 1)).double()),
+    "activation": lambda: of(nn.Sequential(*list(trunk())[:2], nn.SiLU(), *list(trunk())[3:]).double()),
     "name": lambda: of(nn.Sequential(nn.Identity(), *trunk())),
 }
 

@@ -25,7 +25,9 @@ from streamingcnn.models import UNet3D
 from streamingcnn.outputs.blocks import Blocks, own_pages
 from streamingcnn.outputs.geometry import geometry
 from streamingcnn.remaining import remaining
-from streamingcnn.sources import ArraySource, MaskedSource, ScaledSource
+from streamingcnn.sources import ArraySource, FileImage, MaskedSource, ScaledSource
+
+from .tiff_pages import pages
 
 BOUND = 1e-10
 
@@ -63,7 +65,8 @@ def test_what_is_written_is_what_the_network_gives(tmp_path: Path, ending: str, 
     torch.testing.assert_close(found, expected, rtol=BOUND, atol=BOUND)
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"result{ending}", f"result{ending}.json"]
     if ending != ".npy":
-        assert open_image(out).stated_mpp == pytest.approx((1.0, 1.0))
+        written = open_image(out)
+        assert isinstance(written, FileImage) and written.stated_mpp == pytest.approx((1.0, 1.0))
     about = json.loads((tmp_path / f"result{ending}.json").read_text())
     assert (about["scale"], about["offset"], about["shape"]) == ([2.0, 2.0], [0.0, 0.0], [2, 75, 59])
 
@@ -206,7 +209,12 @@ def test_a_killed_prediction_goes_on_where_it_was(tmp_path: Path, monkeypatch: p
     assert not out.exists()
     ran: list[object] = []
     write = Blocks.write
-    monkeypatch.setattr(Blocks, "write", lambda self, box, tile: (ran.append(box), write(self, box, tile))[1])
+
+    def watched(self: Blocks, box: Box, tile: Tensor) -> None:
+        ran.append(box)
+        write(self, box, tile)
+
+    monkeypatch.setattr(Blocks, "write", watched)
     net, source = StreamingModule(trunk(), tile=32, stored=["2"]), image(160, 160)
     net.predict(source, out)
     assert 25 - 11 <= len(ran) <= 25 - 8  # of 25 tiles
@@ -270,10 +278,11 @@ def test_what_an_error_left_behind_is_taken_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no device that is always full")
-def test_a_full_disk_says_what_is_kept(tmp_path: Path) -> None:
+def test_a_full_disk_says_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = Blocks(tmp_path / "a", {}, 1, own_pages((4, 4), (2, 2)), (2, 3), torch.float32)
     blocks._file.close()
-    blocks._file, blocks._last = open("/dev/full", "r+b", buffering=0), 0.0  # noqa: SIM115
+    monkeypatch.setattr(blocks, "_file", open("/dev/full", "r+b", buffering=0))  # noqa: SIM115
+    blocks._last = 0.0
     with pytest.raises(OSError, match=r"No space left .*the tiles so far are kept, and the same call goes on"):
         blocks.write(((0, 2), (2, 4)), torch.ones(1, 1, 2, 2))
     blocks._file.close()
@@ -348,7 +357,7 @@ def test_a_slide_s_result_opens_at_the_right_resolution(tmp_path: Path) -> None:
     net = StreamingModule(trunk().float(), tile=64)
     out = net.predict(ScaledSource(slide), tmp_path / "result.tif")
     with tifffile.TiffFile(out) as file:
-        page = file.pages[0]
+        (page,) = pages(file)
         assert (page.shape, page.is_tiled) == ((2, 128, 192), True)
         assert page.tags.valueof("ResolutionUnit") == 3
         assert page.tags.valueof("XResolution")[0] / page.tags.valueof("XResolution")[1] == pytest.approx(10_000 / 2.0)

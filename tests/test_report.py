@@ -1,5 +1,7 @@
 """The page of a run: what is on it, that it needs no network, and how it looks in a browser."""
 
+from __future__ import annotations
+
 import csv
 import re
 import shutil
@@ -16,14 +18,14 @@ from .trained import train
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out, table = train(tmp_path_factory.mktemp("report"), "--head", "mean")
     (out / "bad_cases.csv").write_text("id,reason\nbroken <1>,the file is damaged\n")
     assert main(["evaluate", str(out), str(table), "--heatmaps", "2", "--draws", "50"]) == 0
     return out
 
 
-def test_the_page_has_curve_figures_overlays_worst_and_bad_cases_and_settings(run):
+def test_the_page_has_curve_figures_overlays_worst_and_bad_cases_and_settings(run: Path) -> None:
     page = (run / "report.html").read_text()
     titles = re.findall(r"<h2>(.*?)</h2>", page)
     assert titles == [
@@ -42,7 +44,7 @@ def test_the_page_has_curve_figures_overlays_worst_and_bad_cases_and_settings(ru
         assert all(row["id"] in page for row in csv.DictReader(file))
 
 
-def test_the_page_needs_no_network_and_every_picture_is_there(run):
+def test_the_page_needs_no_network_and_every_picture_is_there(run: Path) -> None:
     page = (run / "report.html").read_text()
     loaded = re.findall(r'(?:src|href)\s*=\s*"([^"#]*)"', page)
     assert len(loaded) == 2 + 2  # ROC and confusion, and two overlays
@@ -52,7 +54,7 @@ def test_the_page_needs_no_network_and_every_picture_is_there(run):
     assert "<script" not in page
 
 
-def test_worst_answers_stand_first(run):
+def test_worst_answers_stand_first(run: Path) -> None:
     page = (run / "report.html").read_text()
     table = page[page.index("Worst answers first") :]
     with (run / "predictions.csv").open() as file:
@@ -61,7 +63,7 @@ def test_worst_answers_stand_first(run):
     assert places == sorted(places)
 
 
-def test_a_run_that_has_only_begun_has_a_page_too(run, tmp_path):
+def test_a_run_that_has_only_begun_has_a_page_too(run: Path, tmp_path: Path) -> None:
     begun = tmp_path / "begun"
     begun.mkdir()
     shutil.copy(run / "settings.toml", begun)
@@ -70,12 +72,12 @@ def test_a_run_that_has_only_begun_has_a_page_too(run, tmp_path):
     assert main(["report", str(run), str(begun)]) == 0
 
 
-def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(tmp_path)]) == 1
     assert "is not the folder of a run: it has no settings.toml" in capsys.readouterr().err
 
 
-def test_what_is_shown_is_escaped(tmp_path):
+def test_what_is_shown_is_escaped(tmp_path: Path) -> None:
     section = Section(
         "a <b>", header=("<x>",), rows=[("<y>",)], text="<z>", code="<script>", pictures=[("a b.png", "<c>")]
     )
@@ -87,7 +89,7 @@ def test_what_is_shown_is_escaped(tmp_path):
     assert 'src="a%20b.png"' in page
 
 
-def test_a_browser_shows_all_of_it(run, tmp_path):
+def test_a_browser_shows_all_of_it(run: Path, tmp_path: Path) -> None:
     """In headless Chromium: every picture has pixels, nothing is wider than the page, nothing was fetched."""
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if browser is None:
@@ -123,5 +125,5 @@ def test_a_browser_shows_all_of_it(run, tmp_path):
     with Image.open(shot) as picture:
         assert picture.size == (1100, 2400)
         colours = picture.convert("RGB").resize((110, 240)).getcolors(100_000)
-        assert len(colours) > 500  # slides under their heat, and not a white page
+        assert colours is not None and len(colours) > 500  # slides under their heat, and not a white page
     assert Path(shot).stat().st_size > 50_000

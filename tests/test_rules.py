@@ -8,6 +8,7 @@ weights), the rule may ask for more, never for less.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -21,13 +22,13 @@ from streamingcnn.graph import Graph
 Op = Callable[[Tensor], Tensor]
 
 
-def conv(kernel: int, **options: object) -> nn.Module:
+def conv(kernel: int, **options: Any) -> nn.Module:
     layer = nn.Conv1d(1, 1, kernel, **options).double()
     nn.init.uniform_(layer.weight, 0.5, 1.0)
     return layer
 
 
-def transposed(kernel: int, **options: int) -> nn.Module:
+def transposed(kernel: int, **options: Any) -> nn.Module:
     layer = nn.ConvTranspose1d(1, 1, kernel, **options).double()
     nn.init.uniform_(layer.weight, 0.5, 1.0)
     return layer

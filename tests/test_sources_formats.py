@@ -23,6 +23,7 @@ from PIL import Image
 from streamingcnn import open_image
 from streamingcnn.boxes import Box
 from streamingcnn.sources import (
+    FileImage,
     FlatImage,
     MaskedSource,
     NiftiImage,
@@ -36,6 +37,8 @@ from streamingcnn.sources import (
     ZarrImage,
 )
 from streamingcnn.sources import tiff as tiff_module
+
+from .tiff_pages import pages
 
 DRAW = np.random.default_rng(7)
 RGB = DRAW.integers(0, 256, (300, 420, 3), dtype=np.uint8)
@@ -58,7 +61,8 @@ def tiff(array: Any, **how: Any) -> Callable[[Path], Path]:
 
 def flat(mode: str, array: Any) -> Callable[[Path], Path]:
     def write(folder: Path) -> Path:
-        Image.fromarray(array).save(folder / f"image.{mode}", **({"quality": 95} if mode == "jpg" else {}))
+        options: dict[str, Any] = {"quality": 95} if mode == "jpg" else {}
+        Image.fromarray(array).save(folder / f"image.{mode}", **options)
         return folder / f"image.{mode}"
 
     return write
@@ -226,7 +230,9 @@ def pyramid(path: Path, resolution: float | None = 20_000, size: int = 512, dtyp
     with tifffile.TiffWriter(path) as file:
         level, factor = pixels, 1
         for k in range(3):
-            rate = {} if resolution is None else {"resolution": (resolution / factor,) * 2, "resolutionunit": 3}
+            rate: dict[str, Any] = (
+                {} if resolution is None else {"resolution": (resolution / factor,) * 2, "resolutionunit": 3}
+            )
             file.write(level, photometric="rgb", metadata=None, subfiletype=int(k > 0), **TILED, **rate)
             rows, columns = level.shape[0] // 2, level.shape[1] // 2
             level = level.reshape(rows, 2, columns, 2, 3).mean((1, 3)).round().astype(dtype)
@@ -242,6 +248,7 @@ def test_a_resolution_reads_the_nearest_finer_level(tmp_path: Path, mpp: float, 
     image = open_image(tmp_path / "slide.tif", mpp=mpp)
     assert image.mpp == pytest.approx((mpp, mpp), rel=1e-3)
     of = image.source if isinstance(image, ResampledSource) else image
+    assert isinstance(of, FileImage)
     assert (of.level, isinstance(image, ResampledSource)) == (level, factor > 1)
     assert image.shape == (3, *(int(extent / factor + 1e-6) for extent in of.shape[1:]))
     assert image.downsample == pytest.approx(2**level * factor, rel=1e-3)
@@ -349,7 +356,8 @@ def test_levels_and_resolution_of_ome_zarr(tmp_path: Path) -> None:
     image = open_image(tmp_path / "a.zarr", level=1)
     assert (image.shape, image.mpp, image.downsample) == ((4, 75, 85), (1.0, 1.0), 2.0)
     assert torch.equal(image.read_all(), torch.from_numpy(half))
-    assert open_image(tmp_path / "a.zarr", mpp=1.0).level == 1
+    finer = open_image(tmp_path / "a.zarr", mpp=1.0)
+    assert isinstance(finer, FileImage) and finer.level == 1
 
 
 # ----------------------------------------------------------------------------------------- what is refused
@@ -361,7 +369,7 @@ def test_a_page_that_tifffile_cannot_decode_says_what_to_do(tmp_path: Path) -> N
         pytest.skip("imagecodecs is installed")
     path = tiff(GREY16.astype(np.uint8), **TILED)(tmp_path)
     with tifffile.TiffFile(path, mode="r+") as file:
-        file.pages[0].tags["Compression"].overwrite(5)  # LZW
+        pages(file)[0].tags["Compression"].overwrite(5)  # LZW
     with pytest.raises(ReadError, match=r"packed as LZW, .*pip install\s+imagecodecs, or open it through OpenSlide"):
         TiffImage(path).read(((0, 10), (0, 10)))
 
@@ -387,7 +395,7 @@ def claims(path: Path, **tags: int) -> Path:
     tifffile.imwrite(path, RGB, photometric="rgb", **TILED)
     with tifffile.TiffFile(path, mode="r+") as file:
         for name, value in tags.items():
-            file.pages[0].tags[name].overwrite(value, dtype="I")
+            pages(file)[0].tags[name].overwrite(value, dtype="I")
     return path
 
 
@@ -515,11 +523,11 @@ def dicom(path: Path, pixels: np.ndarray, tile: int = 64, mpp: float = 0.5) -> N
     """A whole slide image of one level, its tiles not packed, in one file."""
     pydicom = pytest.importorskip("pydicom")
     from pydicom.dataset import Dataset, FileMetaDataset
-    from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+    from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
 
     height, width, _ = pixels.shape
     slide, meta, measures, groups, light = Dataset(), FileMetaDataset(), Dataset(), Dataset(), Dataset()
-    meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.77.1.6"
+    meta.MediaStorageSOPClassUID = UID("1.2.840.10008.5.1.4.1.1.77.1.6")
     meta.MediaStorageSOPInstanceUID, meta.TransferSyntaxUID = generate_uid(), ExplicitVRLittleEndian
     slide.file_meta, slide.SOPClassUID = meta, meta.MediaStorageSOPClassUID
     slide.SOPInstanceUID = meta.MediaStorageSOPInstanceUID

@@ -1,5 +1,7 @@
 """Synthetic slides: the label is in the nuclei and nowhere else; what is written is what was rendered."""
 
+from __future__ import annotations
+
 import dataclasses
 import errno
 import json
@@ -7,6 +9,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openslide
@@ -18,6 +21,8 @@ from streamingcnn.slides import mask_of, read_asap, read_cases
 from streamingcnn.synthetic import Cohort, Slide, make_large_slide, make_slide, write_slide
 from streamingcnn.synthetic.slides import LESION_SHARE, TILE
 from streamingcnn.synthetic.tiff import halve
+
+from .tiff_pages import pages
 
 SMALL = (512, 512)
 
@@ -35,7 +40,7 @@ def absorbance(slide: Slide) -> np.ndarray:
 # ------------------------------------------------------------------------------------- what tells them apart
 
 
-def test_both_kinds_of_nuclei_absorb_the_same():
+def test_both_kinds_of_nuclei_absorb_the_same() -> None:
     slide = make_slide(0, tumour=True)
     normal = absorbance(with_nuclei(slide, atypical=False))
     atypical = absorbance(with_nuclei(slide, atypical=True))
@@ -44,7 +49,7 @@ def test_both_kinds_of_nuclei_absorb_the_same():
     assert normal.sum() == pytest.approx(slide.nuclei[:, 3].sum(), rel=1e-12)
 
 
-def test_after_averaging_both_kinds_have_the_same_shade():
+def test_after_averaging_both_kinds_have_the_same_shade() -> None:
     """Tissue of atypical nuclei only and tissue of normal nuclei only differ by less than 1 of 255."""
     slide = make_slide(1, tumour=False)
     shades = [with_nuclei(slide, atypical=kind).pixels()[slide.tissue_mask()].mean(0) for kind in (False, True)]
@@ -54,7 +59,7 @@ def test_after_averaging_both_kinds_have_the_same_shade():
     np.testing.assert_allclose(shades[0], shades[1], atol=1.0)
 
 
-def test_a_normal_nucleus_is_a_disc_and_an_atypical_one_a_ring_with_a_nucleolus():
+def test_a_normal_nucleus_is_a_disc_and_an_atypical_one_a_ring_with_a_nucleolus() -> None:
     slide = make_slide(0, tumour=False, size=SMALL)
     one = dataclasses.replace(slide, nuclei=np.array([[100.5, 120.5, 1.0, 22.0]]), atypical=np.array([False]))
     profile = one.nuclear_absorbance(0, 0)[100, 120:130]
@@ -68,7 +73,7 @@ def test_a_normal_nucleus_is_a_disc_and_an_atypical_one_a_ring_with_a_nucleolus(
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_lesions_cover_at_most_six_percent_of_the_tissue(seed):
+def test_lesions_cover_at_most_six_percent_of_the_tissue(seed: int) -> None:
     slide = make_slide(seed, tumour=True)
     lesion, tissue = slide.lesion_mask(), slide.tissue_mask()
     assert 0.01 < lesion.sum() / tissue.sum() <= LESION_SHARE
@@ -76,7 +81,7 @@ def test_lesions_cover_at_most_six_percent_of_the_tissue(seed):
     assert 2 <= len(slide.lesions) <= 4
 
 
-def test_atypical_nuclei_are_scattered_in_every_slide_and_dense_in_lesions():
+def test_atypical_nuclei_are_scattered_in_every_slide_and_dense_in_lesions() -> None:
     normal, tumour = make_slide(3, tumour=False), make_slide(3, tumour=True)
     assert 0.001 < normal.atypical.mean() < 0.02
     at = np.floor(tumour.nuclei[:, :2]).astype(int)
@@ -89,7 +94,7 @@ def test_atypical_nuclei_are_scattered_in_every_slide_and_dense_in_lesions():
     assert 0.7 < inside / outside < 1.4
 
 
-def test_stain_varies_from_slide_to_slide():
+def test_stain_varies_from_slide_to_slide() -> None:
     means = np.array([make_slide(s, tumour=False, size=SMALL).pixels().mean((0, 1)) for s in range(6)])
     assert np.all(means.std(0) > 1)
 
@@ -97,21 +102,21 @@ def test_stain_varies_from_slide_to_slide():
 # ------------------------------------------------------------------------------------------------ rendering
 
 
-def test_the_seed_decides_every_pixel():
+def test_the_seed_decides_every_pixel() -> None:
     pixels = make_slide(5, tumour=True, size=SMALL).pixels()
     assert np.array_equal(pixels, make_slide(5, tumour=True, size=SMALL).pixels())
     assert not np.array_equal(pixels, make_slide(6, tumour=True, size=SMALL).pixels())
     assert not np.array_equal(pixels, make_slide(5, tumour=False, size=SMALL).pixels())
 
 
-def test_a_tile_alone_is_the_same_as_in_the_whole():
+def test_a_tile_alone_is_the_same_as_in_the_whole() -> None:
     slide = make_slide(2, tumour=True, size=(512, 768))
     whole = slide.pixels()
     assert whole.shape == (512, 768, 3)
     np.testing.assert_array_equal(slide.tile(1, 2), whole[TILE:, 2 * TILE :])
 
 
-def test_nuclei_go_on_over_the_seams_of_tiles():
+def test_nuclei_go_on_over_the_seams_of_tiles() -> None:
     slide = make_slide(0, tumour=False, size=SMALL)
     one = dataclasses.replace(slide, nuclei=np.array([[256.2, 255.7, 1.0, 22.0]]), atypical=np.array([True]))
     parts = [one.nuclear_absorbance(row, column).sum() for row in (0, 1) for column in (0, 1)]
@@ -120,7 +125,7 @@ def test_nuclei_go_on_over_the_seams_of_tiles():
 
 
 @pytest.mark.parametrize("size", [(1000, 1024), (256, 512)])
-def test_a_size_that_does_not_fit_is_refused_with_one_that_does(size):
+def test_a_size_that_does_not_fit_is_refused_with_one_that_does(size: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match=r"whole tiles of 256 .* use \((1024|512), "):
         make_slide(0, tumour=False, size=size)
 
@@ -128,13 +133,13 @@ def test_a_size_that_does_not_fit_is_refused_with_one_that_does(size):
 # -------------------------------------------------------------------------------------------------- writing
 
 
-def test_the_file_is_a_tiled_pyramid_with_its_resolution(tmp_path):
+def test_the_file_is_a_tiled_pyramid_with_its_resolution(tmp_path: Path) -> None:
     slide = make_slide(4, tumour=True, size=(512, 768))
     write_slide(slide, tmp_path / "slide.tif")
     with tifffile.TiffFile(tmp_path / "slide.tif") as tiff:
         assert [page.shape[:2] for page in tiff.pages] == [(512, 768), (256, 384), (128, 192), (64, 96)]
-        assert [int(page.subfiletype) for page in tiff.pages] == [0, 1, 1, 1]
-        assert all(page.tilewidth == page.tilelength == TILE for page in tiff.pages)
+        assert [int(page.subfiletype) for page in pages(tiff)] == [0, 1, 1, 1]
+        assert all(page.tilewidth == page.tilelength == TILE for page in pages(tiff))
         top, second = tiff.pages[0].asarray(), tiff.pages[1].asarray()
     np.testing.assert_array_equal(top, slide.pixels())
     np.testing.assert_array_equal(second, halve(slide.pixels()))
@@ -145,13 +150,13 @@ def test_the_file_is_a_tiled_pyramid_with_its_resolution(tmp_path):
         assert opened.level_dimensions == ((768, 512), (384, 256), (192, 128), (96, 64))
 
 
-def test_halve_is_the_rounded_mean():
+def test_halve_is_the_rounded_mean() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (7, 9, 3), dtype=np.uint8)
     means = pixels[:6, :8].astype(float).reshape(3, 2, 4, 2, 3).mean((1, 3))
     np.testing.assert_array_equal(halve(pixels), np.floor(means + 0.5))
 
 
-def test_a_cohort_is_a_table_images_and_outlines(tmp_path):
+def test_a_cohort_is_a_table_images_and_outlines(tmp_path: Path) -> None:
     cohort = Cohort(seed=3, train=2, test=2, size=SMALL)
     written = []
     cases = read_cases(cohort.write(tmp_path / "set", on_slide=lambda: written.append(1)))
@@ -174,7 +179,7 @@ def test_a_cohort_is_a_table_images_and_outlines(tmp_path):
     assert len(set(pixels)) == 4
 
 
-def test_a_cohort_is_not_written_twice_and_replaced_by_another(tmp_path):
+def test_a_cohort_is_not_written_twice_and_replaced_by_another(tmp_path: Path) -> None:
     folder = tmp_path / "set"
     table = Cohort(seed=0, train=0, test=1, size=SMALL).write(folder)
     first = table.stat().st_mtime_ns
@@ -185,7 +190,7 @@ def test_a_cohort_is_not_written_twice_and_replaced_by_another(tmp_path):
     assert [each.name for each in tmp_path.iterdir()] == ["set"]
 
 
-def test_a_folder_of_somebody_else_is_left_alone(tmp_path):
+def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("three years of work")
     with pytest.raises(FileExistsError, match="something else than synthetic slides"):
         Cohort(train=0, test=1, size=SMALL).write(tmp_path)
@@ -195,10 +200,10 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path):
 # --------------------------------------------------------------------------------- a disk that does not play
 
 
-def test_a_full_disk_leaves_nothing_and_says_how_much_is_free(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_nothing_and_says_how_much_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write = tifffile.TiffWriter.write
 
-    def fails_at_the_third_level(self, *args, **kwargs):
+    def fails_at_the_third_level(self: tifffile.TiffWriter, *args: Any, **kwargs: Any) -> Any:
         if kwargs.get("shape", (0,))[0] == 128:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return write(self, *args, **kwargs)
@@ -210,7 +215,7 @@ def test_a_full_disk_leaves_nothing_and_says_how_much_is_free(tmp_path, monkeypa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_disk_that_is_really_full(tmp_path):
+def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
     """The same on a file system of one megabyte, where the system lets an ordinary user mount one."""
     code = (
         "from pathlib import Path; from streamingcnn.synthetic import Cohort\n"
@@ -239,17 +244,17 @@ def test_a_disk_that_is_really_full(tmp_path):
     assert left == "[]"
 
 
-def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="could not write: Not a directory"):
         Cohort(train=0, test=1, size=SMALL).write(tmp_path / "file" / "set")
 
 
-def test_an_older_file_stays_when_the_new_one_fails(tmp_path):
+def test_an_older_file_stays_when_the_new_one_fails(tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     path.write_text("old")
 
-    def fail():
+    def fail() -> None:
         with whole_file(path) as partial:
             partial.write_text("half")
             raise KeyboardInterrupt
@@ -263,12 +268,12 @@ def test_an_older_file_stays_when_the_new_one_fails(tmp_path):
     assert path.read_text() == "new"
 
 
-def test_an_older_folder_stays_when_the_new_one_fails(tmp_path):
+def test_an_older_folder_stays_when_the_new_one_fails(tmp_path: Path) -> None:
     path = tmp_path / "set"
     path.mkdir()
     (path / "a").write_text("old")
 
-    def fail():
+    def fail() -> None:
         with whole_folder(path) as partial:
             (partial / "a").write_text("half")
             raise KeyboardInterrupt
@@ -282,7 +287,7 @@ def test_an_older_folder_stays_when_the_new_one_fails(tmp_path):
 # ----------------------------------------------------------------------------------------------- large slides
 
 
-def test_a_large_slide_is_glass_with_pieces_of_tissue(tmp_path):
+def test_a_large_slide_is_glass_with_pieces_of_tissue(tmp_path: Path) -> None:
     slide = make_large_slide(5, (2048, 3072), tissue=0.1, pieces=2)
     assert len(slide.pieces) == 2
     mask = slide.tissue_mask(128)
@@ -304,6 +309,6 @@ def test_a_large_slide_is_glass_with_pieces_of_tissue(tmp_path):
     assert np.array_equal(pixels[top : top + 256, left : left + 256], piece.tile(0, 0))
 
 
-def test_a_large_slide_without_room_for_its_pieces_is_refused():
+def test_a_large_slide_without_room_for_its_pieces_is_refused() -> None:
     with pytest.raises(ValueError, match="each piece needs at least 512 pixels"):
         make_large_slide(0, (1024, 1024), tissue=0.9, pieces=9)

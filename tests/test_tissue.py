@@ -1,11 +1,18 @@
 """Where a slide has tissue: found, given, or all of it; and what a network then sees."""
 
+from __future__ import annotations
+
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tifffile
 import torch
+from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
+from streamingcnn.boxes import Box
 from streamingcnn.slides import thumbnail, tissue_mask
 from streamingcnn.sources import ArraySource, ReadError, SlideImage, open_image
 from streamingcnn.synthetic import make_slide, write_slide
@@ -16,17 +23,17 @@ SLIDE = make_slide(3, tumour=True, size=(512, 768))
 
 
 @pytest.fixture(scope="module")
-def slide(tmp_path_factory):
+def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tissue") / "slide.tif"
     write_slide(SLIDE, path)
     return path
 
 
-def overlap(a, b):
-    return (a & b).sum() / (a | b).sum()
+def overlap(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
+    return float((a & b).sum() / (a | b).sum())
 
 
-def test_the_tissue_of_a_slide_is_found_to_a_few_percent(slide):
+def test_the_tissue_of_a_slide_is_found_to_a_few_percent(slide: Path) -> None:
     mask = tissue_mask(slide)
     assert mask.kept.shape == (32, 48)
     assert mask.mpp == pytest.approx((8.0, 8.0))
@@ -36,15 +43,20 @@ def test_the_tissue_of_a_slide_is_found_to_a_few_percent(slide):
     assert mask.share == pytest.approx(truth.mean(), abs=0.05)
 
 
-def test_level_0_is_not_read_where_a_coarser_one_will_do(slide, monkeypatch):
-    read, real = [], SlideImage._pixels
-    monkeypatch.setattr(SlideImage, "_pixels", lambda self, box: read.append(self.shape) or real(self, box))
+def test_level_0_is_not_read_where_a_coarser_one_will_do(slide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, real = list[tuple[int, ...]](), SlideImage._pixels
+
+    def watched(self: SlideImage, box: Box) -> Tensor:
+        read.append(self.shape)
+        return real(self, box)
+
+    monkeypatch.setattr(SlideImage, "_pixels", watched)
     tissue_mask(slide)
     assert read
     assert max(shape[1] for shape in read) <= 64  # the coarsest of three levels
 
 
-def test_the_same_from_a_path_a_source_and_another_level(slide):
+def test_the_same_from_a_path_a_source_and_another_level(slide: Path) -> None:
     first = tissue_mask(slide)
     assert (tissue_mask(open_image(slide)).kept == first.kept).all()
     coarser = tissue_mask(open_image(slide, level=1))
@@ -61,7 +73,7 @@ def test_the_same_from_a_path_a_source_and_another_level(slide):
     assert overlap(blocks, first.kept) > 0.85
 
 
-def test_a_slide_that_is_all_tissue_is_kept_and_one_of_glass_is_not():
+def test_a_slide_that_is_all_tissue_is_kept_and_one_of_glass_is_not() -> None:
     rng = np.random.default_rng(0)
     noise = rng.normal(0, 3, (3, 256, 256))
     tissue = ArraySource(np.clip([[[190]], [[110]], [[160]]] + 8 * noise, 0, 255).astype(np.uint8))
@@ -73,7 +85,7 @@ def test_a_slide_that_is_all_tissue_is_kept_and_one_of_glass_is_not():
         empty.over(glass)
 
 
-def test_specks_go_and_holes_are_filled():
+def test_specks_go_and_holes_are_filled() -> None:
     picture = np.full((3, 200, 200), 240, np.uint8)
     picture[1, 40:160, 40:160] = 120  # tissue ...
     picture[1, 90:100, 90:100] = 240  # ... with a hole of 100 pixels ...
@@ -86,7 +98,7 @@ def test_specks_go_and_holes_are_filled():
     assert as_they_are[12, 12]
 
 
-def test_grey_images_need_a_mask_of_their_own():
+def test_grey_images_need_a_mask_of_their_own() -> None:
     with pytest.raises(ValueError, match=r"1 channel\(s\) has no colour .* 'none'"):
         tissue_mask(ArraySource(np.zeros((1, 64, 64), np.uint8)))
     assert tissue_mask(ArraySource(np.zeros((1, 64, 64), np.uint8)), "none").share == 1
@@ -97,7 +109,9 @@ def test_grey_images_need_a_mask_of_their_own():
 
 @pytest.mark.parametrize("ending", [".npy", ".png", ".tif"])
 @pytest.mark.parametrize("side", [1, 3])
-def test_a_mask_in_a_file_is_taken_at_any_size_of_the_same_aspect(slide, tmp_path, ending, side):
+def test_a_mask_in_a_file_is_taken_at_any_size_of_the_same_aspect(
+    slide: Path, tmp_path: Path, ending: str, side: int
+) -> None:
     own = np.zeros((64 * side // 2, 96 * side // 2), np.uint8)
     own[: own.shape[0] // 2] = 255
     path = tmp_path / f"mask{ending}"
@@ -115,7 +129,9 @@ def test_a_mask_in_a_file_is_taken_at_any_size_of_the_same_aspect(slide, tmp_pat
 
 
 @pytest.mark.parametrize("limit", [100 * 100, 500 * 700])  # Pillow refuses the one and warns of the other
-def test_a_pyramid_of_a_mask_is_read_at_a_low_level(slide, tmp_path, monkeypatch, limit):
+def test_a_pyramid_of_a_mask_is_read_at_a_low_level(
+    slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)  # as if it were too large to be read whole
     own = np.zeros((512, 768), np.uint8)
     own[100:101, 100:101] = 1  # one pixel of the mask is enough
@@ -128,7 +144,7 @@ def test_a_pyramid_of_a_mask_is_read_at_a_low_level(slide, tmp_path, monkeypatch
     assert mask.kept[100, 100]
 
 
-def test_a_mask_of_another_aspect_is_refused_with_both_sizes(slide, tmp_path):
+def test_a_mask_of_another_aspect_is_refused_with_both_sizes(slide: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "mask.npy", np.ones((100, 100), bool))
     with pytest.raises(ValueError, match=r"100 x 100 .* 512 x 768: the aspects 1.000 and 1.500 differ"):
         tissue_mask(slide, tmp_path / "mask.npy")
@@ -136,7 +152,7 @@ def test_a_mask_of_another_aspect_is_refused_with_both_sizes(slide, tmp_path):
         tissue_mask(slide).over(ArraySource(np.zeros((3, 512, 512), np.uint8)))
 
 
-def test_masks_that_are_none_are_named(slide, tmp_path):
+def test_masks_that_are_none_are_named(slide: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"there is no mask at .*gone\.png"):
         tissue_mask(slide, tmp_path / "gone.png")
     for name in ("text.png", "text.npy"):
@@ -151,14 +167,15 @@ def test_masks_that_are_none_are_named(slide, tmp_path):
 
 
 @pytest.mark.parametrize("level", [0, 1, 2])
-def test_a_masked_source_keeps_the_tissue_at_every_level_and_nothing_far_from_it(slide, level):
+def test_a_masked_source_keeps_the_tissue_at_every_level_and_nothing_far_from_it(slide: Path, level: int) -> None:
     mask, source = tissue_mask(slide), open_image(slide, level=level)
     masked = mask.over(source, fill=255, block=16)
     pixels, seen = source.read_all(), masked.read(tuple((0, extent) for extent in source.shape[1:]))
     at_level = np.kron(mask.kept, np.ones((16 // 2**level,) * 2, bool))
     kept = torch.from_numpy(at_level)
     assert torch.equal(seen[:, kept], pixels[:, kept])
-    blocks = mask.blocks(source.shape[1:], 16)
+    height, width = source.shape[1:]
+    blocks = mask.blocks((height, width), 16)
     outside = torch.from_numpy(~np.kron(blocks, np.ones((16, 16), bool)))
     assert outside.any()
     assert (seen[:, outside] == 255).all()
@@ -166,18 +183,19 @@ def test_a_masked_source_keeps_the_tissue_at_every_level_and_nothing_far_from_it
     assert (blocks == counts).all()
 
 
-def test_no_mask_keeps_every_pixel(slide):
+def test_no_mask_keeps_every_pixel(slide: Path) -> None:
     source = open_image(slide, 1)
     everything = tissue_mask(slide, "none").over(source)
     box = ((3, 200), (5, 300))
     assert torch.equal(everything.read(box), source.read(box))
-    assert everything.constant_blocks().share == 0
+    constant = everything.constant_blocks()
+    assert constant is not None and constant.share == 0
 
 
 # ------------------------------------------------------------------------------------------------------- pictures
 
 
-def test_a_thumbnail_is_the_mean_of_whole_blocks(slide):
+def test_a_thumbnail_is_the_mean_of_whole_blocks(slide: Path) -> None:
     pixels = ArraySource(open_image(slide).read_all())
     small = thumbnail(pixels, longest=100)
     assert small.pixels.shape == (64, 96, 3)
@@ -189,7 +207,7 @@ def test_a_thumbnail_is_the_mean_of_whole_blocks(slide):
     assert odd.size == (101, 203)
 
 
-def test_the_preview_shows_tissue_as_it_is_and_dims_the_rest(slide):
+def test_the_preview_shows_tissue_as_it_is_and_dims_the_rest(slide: Path) -> None:
     mask = tissue_mask(slide)
     shown = np.asarray(mask.preview(slide, longest=768)).astype(int)
     assert shown.shape[:2] == (512, 768)
@@ -199,7 +217,7 @@ def test_the_preview_shows_tissue_as_it_is_and_dims_the_rest(slide):
     assert shown[~kept].mean() < source[~kept].mean() - 60
 
 
-def test_the_tissue_of_a_real_slide():
+def test_the_tissue_of_a_real_slide() -> None:
     path = shared("slides/CMU-1-Small-Region.svs")
     mask = tissue_mask(path)
     assert mask.mpp == pytest.approx((7.98, 7.98), abs=0.05)

@@ -1,8 +1,11 @@
 """The loop, the loss, the metrics, tables, outlines, pictures and the report."""
 
+from __future__ import annotations
+
 import csv
 import importlib.util
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -53,14 +56,14 @@ def squares(count: int, size: int = 32) -> tuple[list[torch.Tensor], list[int]]:
 # --------------------------------------------------------------------------------------------------- the loss
 
 
-def test_the_score_is_the_mean_of_the_highest_share():
+def test_the_score_is_the_mean_of_the_highest_share() -> None:
     logits = torch.randn(3, 1, 20, 30, generator=torch.Generator().manual_seed(0))
     expected = logits.flatten(1).sort(descending=True).values[:, :30].mean(1)
     torch.testing.assert_close(slide_score(logits), expected)
     assert slide_score(torch.ones(1, 1, 2, 2)) == 1  # fewer than twenty positions: the highest one
 
 
-def test_the_loss_is_its_two_terms():
+def test_the_loss_is_its_two_terms() -> None:
     logits = torch.randn(2, 1, 20, 20, generator=torch.Generator().manual_seed(1))
     labels = torch.tensor([0.0, 1.0])
     expected = binary_cross_entropy_with_logits(slide_score(logits), labels)
@@ -71,18 +74,18 @@ def test_the_loss_is_its_two_terms():
 # --------------------------------------------------------------------------------------------------- the loop
 
 
-def test_the_loop_learns_and_tells_the_two_kinds_apart():
+def test_the_loop_learns_and_tells_the_two_kinds_apart() -> None:
     images, labels = squares(12)
     net = small_net()
     history = fit(net, images, labels, slide_loss, epochs=40, progress=False, lr=1e-2)
     assert [epoch.number for epoch in history] == list(range(1, 41))
     assert history[-1].loss < 0.5 * history[0].loss
     assert net.training
-    scores = [predict(net, Case(None, y, "test"), x, slide_score).score for x, y in zip(images, labels, strict=True)]
+    scores = [predict(net, Case(Path(), y, "test"), x, slide_score).score for x, y in zip(images, labels, strict=True)]
     assert auc(labels, scores) == 1
 
 
-def test_the_seed_decides_the_run():
+def test_the_seed_decides_the_run() -> None:
     images, labels = squares(6)
     runs = []
     for seed in (0, 0, 1):
@@ -92,7 +95,7 @@ def test_the_seed_decides_the_run():
     assert runs[0] == runs[1] != runs[2]
 
 
-def test_every_batch_holds_the_labels_in_their_share():
+def test_every_batch_holds_the_labels_in_their_share() -> None:
     generator = torch.Generator().manual_seed(0)
     labels = torch.tensor([0.0] * 10 + [1.0] * 10)
     orders = [mixed(labels, generator) for _ in range(20)]
@@ -106,7 +109,7 @@ def test_every_batch_holds_the_labels_in_their_share():
     assert sorted(mixed(torch.zeros(5), generator).tolist()) == list(range(5))
 
 
-def test_the_order_and_the_turns_follow_from_seed_and_epoch():
+def test_the_order_and_the_turns_follow_from_seed_and_epoch() -> None:
     labels = torch.tensor([0.0, 1.0] * 10)
     assert order_of(labels, 0, 1) == order_of(labels, 0, 1) != order_of(labels, 0, 2)
     assert sorted(order_of(torch.rand(20), 0, 1)) == list(range(20))  # a regression
@@ -119,7 +122,7 @@ def test_the_order_and_the_turns_follow_from_seed_and_epoch():
     assert max(abs(gain - 1) for gain in drawn(0, 1, "a", jitter=0.1).gain) <= 0.1
 
 
-def test_slides_are_turned_and_reflected_in_eight_ways():
+def test_slides_are_turned_and_reflected_in_eight_ways() -> None:
     images = Images([torch.randint(0, 200, (3, 9, 9), dtype=torch.uint8)], [0])
     draws = [Draw(quarters, mirror) for quarters in range(4) for mirror in (False, True)]
     assert len({tuple(images.image(0, draw).flatten().tolist()) for draw in draws}) == 8
@@ -131,7 +134,7 @@ def test_slides_are_turned_and_reflected_in_eight_ways():
     assert volume.targets.tolist() == [[0.0, 1.0]]
 
 
-def test_the_bar_shows_loss_speed_and_memory(capfd):
+def test_the_bar_shows_loss_speed_and_memory(capfd: pytest.CaptureFixture[str]) -> None:
     images, labels = squares(4)
     fit(small_net(), images, labels, slide_loss, epochs=1)
     shown = capfd.readouterr()
@@ -139,7 +142,7 @@ def test_the_bar_shows_loss_speed_and_memory(capfd):
     assert re.search(r"epoch 1.*loss \d\.\d{3}, [\d.]+ slides/s, [\d.]+ [MG]iB", shown.err)
 
 
-def test_numbers_that_do_not_fit_are_refused():
+def test_numbers_that_do_not_fit_are_refused() -> None:
     images, labels = squares(4)
     with pytest.raises(ValueError, match="4 images and 3 labels"):
         fit(small_net(), images, labels[:3], slide_loss, epochs=1, progress=False)
@@ -151,7 +154,7 @@ def test_numbers_that_do_not_fit_are_refused():
     assert len(fit(small_net(), images, labels, slide_loss, epochs=1, batch=1, progress=False)) == 1
 
 
-def test_a_loss_that_is_no_number_stops_the_run():
+def test_a_loss_that_is_no_number_stops_the_run() -> None:
     images, labels = squares(2)
     with pytest.raises(FloatingPointError, match=r"the loss became nan in epoch 1 on .*; .* lr=0\.003"):
         fit(small_net(), images, labels, lambda y, _: y.sum() * torch.nan, epochs=1, progress=False)
@@ -160,18 +163,19 @@ def test_a_loss_that_is_no_number_stops_the_run():
 # ------------------------------------------------------------------------------------------------ predictions
 
 
-def test_saliency_is_the_gradient_of_the_score_in_cells():
+def test_saliency_is_the_gradient_of_the_score_in_cells() -> None:
     net, image = small_net(), squares(2)[0][1]
-    nn.init.normal_(net[3].weight)
+    nn.init.normal_(net.get_parameter("3.weight"))
     heat = saliency(net, image, slide_score, cell=8)
     x = standardised(image[None]).requires_grad_()
     net.eval()
     slide_score(net(x)).backward()
+    assert x.grad is not None
     cells = x.grad.abs().sum(1)[0].view(4, 8, 4, 8).sum((1, 3))
     torch.testing.assert_close(heat / heat.max(), cells / cells.max())
 
 
-def test_the_auc_is_the_share_of_pairs_in_order():
+def test_the_auc_is_the_share_of_pairs_in_order() -> None:
     draw = np.random.default_rng(0)
     labels, scores = draw.integers(0, 2, 40).tolist(), draw.normal(size=40).round(1).tolist()
     split = [[score for score, label in zip(scores, labels, strict=True) if label == kind] for kind in (0, 1)]
@@ -181,7 +185,7 @@ def test_the_auc_is_the_share_of_pairs_in_order():
         auc([1, 1], [0.1, 0.2])
 
 
-def test_a_missing_library_is_named_with_its_remedy(monkeypatch):
+def test_a_missing_library_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("streamingcnn.extras.find_spec", lambda _: None)
     with pytest.raises(ModuleNotFoundError, match=r"Jinja2 and scikit-learn, .* pip install 'streamingcnn\[demo\]'"):
         require("jinja2", "sklearn")
@@ -203,7 +207,7 @@ ASAP = """<?xml version="1.0"?>
 </Annotations><AnnotationGroups /></ASAP_Annotations>"""
 
 
-def test_asap_outlines_in_the_order_of_their_corners(tmp_path):
+def test_asap_outlines_in_the_order_of_their_corners(tmp_path: Path) -> None:
     (tmp_path / "a.xml").write_text(ASAP)
     outline, dot = read_asap(tmp_path / "a.xml")
     assert dot.points.tolist() == [[1, 1]]
@@ -216,7 +220,7 @@ def test_asap_outlines_in_the_order_of_their_corners(tmp_path):
     assert mask_of([outline], (12, 10), scale=0.5).shape == (6, 5)
 
 
-def test_xml_that_is_not_asaps_is_refused(tmp_path):
+def test_xml_that_is_not_asaps_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.xml").write_text("<html></html>")
     with pytest.raises(ValueError, match="starts with <html>"):
         read_asap(tmp_path / "a.xml")
@@ -228,7 +232,7 @@ def test_xml_that_is_not_asaps_is_refused(tmp_path):
 # ---------------------------------------------------------------------------------------- pictures and report
 
 
-def test_an_overlay_is_hot_where_the_heat_is_and_the_slide_elsewhere():
+def test_an_overlay_is_hot_where_the_heat_is_and_the_slide_elsewhere() -> None:
     image = torch.full((3, 64, 96), 200, dtype=torch.uint8)
     heat = torch.zeros(4, 6)
     heat[1, 4] = 1
@@ -244,7 +248,7 @@ def test_an_overlay_is_hot_where_the_heat_is_and_the_slide_elsewhere():
     assert small[5, 10].tolist() == [0, 90, 0]
 
 
-def test_the_report_needs_no_network_and_escapes_what_it_shows(tmp_path):
+def test_the_report_needs_no_network_and_escapes_what_it_shows(tmp_path: Path) -> None:
     cases = [Case(tmp_path / f"{name}.tif", label, "test") for name, label in (("a<b", 1), ("c", 0))]
     predictions = tuple(Prediction(case, 1.5 - 2 * case.label, torch.zeros(1, 1)) for case in cases)
     result = Study(0.5, (Epoch(1, 1.4, 2.0), Epoch(2, 0.7, 2.0)), predictions, (("overlays/a b.png", "a<b"),))
@@ -265,7 +269,7 @@ def test_the_report_needs_no_network_and_escapes_what_it_shows(tmp_path):
 # --------------------------------------------------------------------------------------------------- a study
 
 
-def test_a_study_leaves_weights_scores_and_pictures(tmp_path):
+def test_a_study_leaves_weights_scores_and_pictures(tmp_path: Path) -> None:
     cases = read_cases(Cohort(seed=0, train=2, test=4, size=(512, 512)).write(tmp_path / "set"))
     net = small_net()
     result = study(net, cases, tmp_path / "run", level=1, epochs=1, progress=False)
@@ -282,7 +286,7 @@ def test_a_study_leaves_weights_scores_and_pictures(tmp_path):
             assert picture.size == (512, 256)
 
 
-def test_a_study_without_both_labels_in_its_test_is_refused_before_training(tmp_path):
+def test_a_study_without_both_labels_in_its_test_is_refused_before_training(tmp_path: Path) -> None:
     cases = [Case(tmp_path / "a.tif", 1, "train"), Case(tmp_path / "b.tif", 1, "test")]
     with pytest.raises(ValueError, match="the 1 slides with split 'test' must have both labels"):
         study(small_net(), cases, tmp_path / "run", progress=False)
@@ -292,7 +296,7 @@ def test_a_study_without_both_labels_in_its_test_is_refused_before_training(tmp_
 # ------------------------------------------------------------------------------------------------------ stain
 
 
-def test_the_strength_of_stain_and_lamp_is_taken_out_and_glass_is_left_aside():
+def test_the_strength_of_stain_and_lamp_is_taken_out_and_glass_is_left_aside() -> None:
     draw = torch.Generator().manual_seed(0)
     tissue = torch.randint(90, 190, (3, 64, 64), generator=draw)
     glass = torch.full((3, 64, 64), 240)
@@ -306,6 +310,6 @@ def test_the_strength_of_stain_and_lamp_is_taken_out_and_glass_is_left_aside():
     torch.testing.assert_close(standardised(slide[None])[0], a)  # each slide by itself
 
 
-def test_a_slide_of_glass_only_is_no_division_by_zero():
+def test_a_slide_of_glass_only_is_no_division_by_zero() -> None:
     assert torch.isfinite(standardised(torch.full((1, 3, 32, 32), 240, dtype=torch.uint8))).all()
     assert torch.isfinite(standardised(torch.full((1, 3, 32, 32), 100, dtype=torch.uint8))).all()

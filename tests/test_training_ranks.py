@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
 
 from streamingcnn import StreamingModule
 from streamingcnn.comparison import relative_errors
@@ -21,8 +21,9 @@ from streamingcnn.training.checkpoint import read_checkpoint
 from streamingcnn.training.examples import Draw
 from streamingcnn.training.folder import read_log
 from streamingcnn.training.heads import AttentionHead
-from streamingcnn.training.loop import Recipe, Training
+from streamingcnn.training.loop import Training
 from streamingcnn.training.ranks import Ranks
+from streamingcnn.training.recipe import Recipe
 from streamingcnn.training.settings import Settings
 from streamingcnn.training.tasks import Task
 from streamingcnn.training.train import train
@@ -76,7 +77,7 @@ def rank_main(rank: int, folder: str) -> None:
 @pytest.mark.skipif(not dist.is_available(), reason="torch was built without distributed")
 @pytest.mark.timeout(240)
 def test_two_processes_are_one_with_all_the_slides(tmp_path: Path) -> None:
-    mp.spawn(rank_main, args=(str(tmp_path),), nprocs=RANKS, join=True)
+    spawn(rank_main, args=(str(tmp_path),), nprocs=RANKS, join=True)
     for broken in (None, 2):
         alone = trained(broken, accumulate=2)
         for rank in range(RANKS):
@@ -127,7 +128,7 @@ def free_ports(count: int) -> list[int]:
 def test_the_command_under_torchrun(tmp_path: Path) -> None:
     """It writes once; and two processes that share each slide train what one process trains."""
     faults.prepare(tmp_path)
-    mp.spawn(command_main, args=(str(tmp_path), free_ports(2)), nprocs=RANKS, join=True)
+    spawn(command_main, args=(str(tmp_path), free_ports(2)), nprocs=RANKS, join=True)
     rows = [row for row in read_log(tmp_path / "run" / "log.csv") if row["loss"]]
     assert [(row["step"], row["images"]) for row in rows] == [("1", "2"), ("2", "2"), ("3", "2"), ("4", "2")]
     assert len(read_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")["generators"]) == RANKS
@@ -158,4 +159,5 @@ def test_accumulated_gradients_are_those_of_the_batch() -> None:
         made = Training(net, Doubles(), Task("binary", ("a", "b"), (0.5, 1.5)).loss, recipe, ranks=Ranks())
         made.run()
         states.append(net.state_dict())
-    assert max(relative_errors(*states).values()) <= BOUND
+    found, wanted = states
+    assert max(relative_errors(found, wanted).values()) <= BOUND

@@ -1,6 +1,6 @@
 """The traps of the design (its section 13), each met once in a trial; the number is in the test's name.
 
-Traps that a network shows by itself are rows of networks.py: interpolation (10), a bias in front of a
+Traps that a network shows by itself are rows of `networks/`: interpolation (10), a bias in front of a
 normalisation (11), burnt-in sizes (14), windows that see padding alone (15), pytrees (16).
 """
 
@@ -355,8 +355,8 @@ def test_13_two_forwards_before_one_backward() -> None:
     for module in (plain, net):
         a, b = module(first), module(second)
         (a.square().sum() + b.sum()).backward()
-    gradients = [{n: p.grad for n, p in m.named_parameters()} for m in (net, plain)]
-    errors = relative_errors(*gradients) | relative_errors(dict(net.named_buffers()), dict(plain.named_buffers()))
+    streamed, wanted = ({n: p.grad for n, p in m.named_parameters()} for m in (net, plain))
+    errors = relative_errors(streamed, wanted) | relative_errors(dict(net.named_buffers()), dict(plain.named_buffers()))
     assert max(errors.values()) <= BOUND, errors
 
 
@@ -381,8 +381,8 @@ def test_16_an_output_nobody_uses_costs_no_gradient() -> None:
     x = image()
     for module in (plain, net):
         module(x)["used"].square().sum().backward()
-    gradients = [{n: p.grad for n, p in m.named_parameters()} for m in (net, plain)]
-    errors = relative_errors(*gradients)
+    streamed, wanted = ({n: p.grad for n, p in m.named_parameters()} for m in (net, plain))
+    errors = relative_errors(streamed, wanted)
     assert max(errors.values()) <= BOUND, errors
     assert net.get_parameter("c.weight").grad is None
 
@@ -429,7 +429,7 @@ def test_17_compiling_around_it_breaks_the_graph_and_not_the_gradient() -> None:
     x = image()
     whole(x).sum().backward()
     compiled(x).sum().backward()
-    gradients = [{n: p.grad for n, p in m.named_parameters()} for m in (streamed, whole)]
-    errors = relative_errors(*gradients)
+    found, wanted = ({n: p.grad for n, p in m.named_parameters()} for m in (streamed, whole))
+    errors = relative_errors(found, wanted)
     assert max(errors.values()) <= BOUND, errors
     torch._dynamo.reset()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +13,15 @@ import numpy as np
 import pytest
 
 from streamingcnn import open_image
+from streamingcnn.sources import NiftiImage
 from streamingcnn.synthetic.abdomen import FAT, LESION, LIVER, make_abdomen
 from tests.shared import shared
 
 
 @pytest.fixture
-def volumes(monkeypatch: pytest.MonkeyPatch) -> Any:
+def volumes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "examples" / "volume_segmentation"))
-    import volumes
-
-    yield volumes
+    yield import_module("volumes")
     sys.modules.pop("volumes")
 
 
@@ -49,7 +50,7 @@ def test_made_volumes_are_read_part_by_part(volumes: Any, tmp_path: Path) -> Non
     window = np.clip((drawn.image[3:9, :, 2:] + 160) / 200 - 1, -1, 1)
     assert np.allclose(image[0, 0].numpy(), window, atol=1e-6)
     volumes.write_nifti(tmp_path / "found.nii.gz", drawn.label, made.affine)
-    found = nibabel.load(tmp_path / "found.nii.gz")
+    found = nibabel.Nifti1Image.from_filename(tmp_path / "found.nii.gz")
     assert nibabel.aff2axcodes(found.affine) == ("L", "P", "S")
     assert np.array_equal(np.asarray(found.dataobj).T, drawn.label)
 
@@ -61,6 +62,7 @@ def test_the_brain_is_split_front_and_back(volumes: Any, tmp_path: Path) -> None
     assert back.box[1][1] <= front.box[1][0]  # not one voxel is in both
     # A voxel of a prediction lies where it lies in the template.
     whole = open_image(folder / volumes.BRAIN[0])
+    assert isinstance(whole, NiftiImage)
     (z, _), (y, _), (x, _) = front.box
     at = (10, 20, 30)  # x, y, z of the box
     there = nibabel.affines.apply_affine(whole.affine, (x + at[0], y + at[1], z + at[2]))

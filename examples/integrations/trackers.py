@@ -16,7 +16,8 @@ from torch import nn
 
 from streamingcnn import StreamingModule
 from streamingcnn.training.examples import Images
-from streamingcnn.training.loop import Recipe, Training
+from streamingcnn.training.loop import Training
+from streamingcnn.training.recipe import Recipe
 from streamingcnn.training.watch import Epoch, Step, Watch
 
 #: Takes figures by name, and the number of the step that they are of.

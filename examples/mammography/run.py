@@ -30,8 +30,9 @@ from streamingcnn.files import whole_file
 from streamingcnn.mammography import picture, write_predictions
 from streamingcnn.training.checkpoint import read_tensors
 from streamingcnn.training.examples import Images
-from streamingcnn.training.loop import Recipe, Training
+from streamingcnn.training.loop import Training
 from streamingcnn.training.randomness import seed_generators
+from streamingcnn.training.recipe import Recipe
 from streamingcnn.training.watch import Bar
 
 HERE = Path(__file__).parent

@@ -37,9 +37,10 @@ from streamingcnn.slides.stain import standardised
 from streamingcnn.training.evaluate import Answer, evaluate, main_figure, write_evaluation
 from streamingcnn.training.examples import Images
 from streamingcnn.training.heads import make_head
-from streamingcnn.training.loop import Epoch, Recipe, Training
+from streamingcnn.training.loop import Training
+from streamingcnn.training.recipe import Recipe
 from streamingcnn.training.tasks import Task
-from streamingcnn.training.watch import Watch
+from streamingcnn.training.watch import Epoch, Watch
 
 #: Task, its measure, and what it must reach.
 BARS = {"count": ("spearman", 0.8), "label": ("auc", 0.85)}

@@ -93,7 +93,7 @@ def _drawn(patches: list[Patch], count: int, rng: np.random.Generator) -> list[P
 
 
 def _stitched(patches: list[Patch], rng: np.random.Generator) -> NDArray[np.uint8]:
-    turned = [np.rot90(patch.pixels, rng.integers(4)) for patch in patches]
+    turned = [np.rot90(patch.pixels, int(rng.integers(4))) for patch in patches]
     turned = [pixels[:, ::-1] if rng.integers(2) else pixels for pixels in turned]
     grid = np.stack(turned).reshape(ROWS, ROWS, SIDE, SIDE, 3)
     return np.ascontiguousarray(grid.swapaxes(1, 2).reshape(ROWS * SIDE, ROWS * SIDE, 3))

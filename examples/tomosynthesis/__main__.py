@@ -33,8 +33,9 @@ from streamingcnn.files import whole_file
 from streamingcnn.mammography import write_predictions
 from streamingcnn.training.checkpoint import read_tensors
 from streamingcnn.training.examples import Images
-from streamingcnn.training.loop import Recipe, Training
+from streamingcnn.training.loop import Training
 from streamingcnn.training.metrics import auc
+from streamingcnn.training.recipe import Recipe
 from streamingcnn.training.watch import Epoch, Watch
 
 HERE = Path(__file__).parent

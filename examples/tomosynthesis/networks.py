@@ -88,4 +88,5 @@ class PerSlice(nn.Module):
 
     def forward(self, volume: Tensor) -> Tensor:
         slices = volume.transpose(1, 2).flatten(0, 1)
-        return self.net(slices).unflatten(0, (len(volume), -1)).amax(1)
+        made: Tensor = self.net(slices).unflatten(0, (len(volume), -1)).amax(1)
+        return made

@@ -18,9 +18,10 @@ from ..signature import NOTHING, Content, share
 from .align import align, power_of_two
 from .choose import candidates, choose_tiles, feeding_statistics, tile_of
 from .cost import map_bytes
-from .options import Option, Piece, candidate_tiles
+from .options import Option, Piece
 from .peak import plain_bytes
 from .stages import Globals, Stage, build_steps, must_store, stage_of
+from .tiles import candidate_tiles
 from .times import Times
 
 

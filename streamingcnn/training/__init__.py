@@ -1,7 +1,7 @@
 """Training on whole slides: the loop, the loss from slide labels, predictions, metrics, the report."""
 
 from streamingcnn.training.heads import LogitMap as LogitMap
-from streamingcnn.training.loop import fit as fit
+from streamingcnn.training.in_memory import fit as fit
 from streamingcnn.training.metrics import auc as auc
 from streamingcnn.training.predict import Prediction as Prediction
 from streamingcnn.training.predict import predict as predict

@@ -13,7 +13,6 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,55 +21,21 @@ from torch import Tensor, nn
 
 from streamingcnn.errors import DiskFullError, StepMemoryError
 from streamingcnn.module import StreamingModule
-from streamingcnn.training.examples import Examples, Images, drawn
+from streamingcnn.training.examples import Examples, drawn
 from streamingcnn.training.order import order_of
 from streamingcnn.training.randomness import generators, set_generators
 from streamingcnn.training.ranks import Ranks
-from streamingcnn.training.watch import Bar, Epoch, Step, Watch
+from streamingcnn.training.recipe import Recipe
+from streamingcnn.training.watch import Epoch, Step, Watch
 
-__all__ = ["Epoch", "Recipe", "Training", "fit"]
+__all__ = ["Loss", "Training"]
 
 logger = logging.getLogger("streamingcnn")
 #: A step that ran out of memory is tried again, each time with a smaller plan.
 _ATTEMPTS = 4
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 #: Of whatever the network gives, and the labels.
 Loss = Callable[[Any, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to train: AdamW, clipped gradients, and the numbers below.
-
-    Attributes:
-        epochs: passes over the images.
-        batch: images that go through the network together; they must be tensors of one size, unless it is 1.
-        accumulate: batches whose gradients are added for one step of the optimiser, on each process.
-        lr: the rate at its height.
-        schedule: onecycle, cosine or constant.
-        weight_decay: of AdamW.
-        clip: the largest norm of all gradients together.
-        frozen_epochs: epochs at the start in which the trunk stays as it is, in eval mode.
-        patience: epochs without a lower validation loss after which training ends; 0: never.
-        precision: float32, bf16 or fp16.
-        flips, jitter: whether images are turned and reflected, how far gain and offset of a channel move.
-        seed: of order, turns and jitter.
-    """
-
-    epochs: int
-    batch: int = 1
-    accumulate: int = 1
-    lr: float = 3e-4
-    schedule: str = "onecycle"
-    weight_decay: float = 1e-4
-    clip: float = 1.0
-    frozen_epochs: int = 0
-    patience: int = 0
-    precision: str = "float32"
-    flips: bool = True
-    jitter: float = 0.0
-    seed: int = 0
 
 
 class Training:
@@ -112,7 +77,7 @@ class Training:
         self.parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
         self._in_trunk = [p for p in ([] if trunk is None else trunk.parameters()) if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, recipe.lr, weight_decay=recipe.weight_decay)
-        self.schedule = _schedule(recipe, self.optimizer, recipe.epochs * self.steps)
+        self.schedule = recipe.rates(self.optimizer, recipe.epochs * self.steps)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.precision == "fp16")
         self.epoch, self.step, self.finished = 1, 0, False
         self.history: list[Epoch] = []
@@ -249,7 +214,7 @@ class Training:
         attempts = _ATTEMPTS if self.ranks.partition is None else 1
         for attempt in range(attempts):
             try:
-                with self._autocast():
+                with self.recipe.autocast(self.device):
                     value = self.loss(self.net(image), labels)
                 # Not backward(): gradients of an image whose reading fails half-way must not be in anything yet.
                 scaled = self.scaler.scale(value * len(labels))
@@ -300,10 +265,6 @@ class Training:
             self.bad[name] = problem
         logger.warning("left out: %s: %s", names, problem)
 
-    def _autocast(self) -> Any:
-        dtype = _DTYPES.get(self.recipe.precision)
-        return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
-
     # ------------------------------------------------------------------------- an epoch's end
 
     def _end_epoch(self, watch: Watch) -> None:
@@ -336,7 +297,7 @@ class Training:
             if image is None:
                 continue
             try:
-                with torch.no_grad(), self._autocast():
+                with torch.no_grad(), self.recipe.autocast(self.device):
                     result = self.net(_together([image], self.device))
                     value = self.loss(result, examples.targets[[number]].to(self.device))
                 total += torch.tensor([value.item(), 1.0], dtype=torch.float64, device=self.device)
@@ -408,63 +369,6 @@ class _Found:
     loss: float = 0.0
     gradients: Sequence[Tensor | None] = ()
     waited: float = 0.0
-
-
-def fit(
-    net: nn.Module,
-    images: Sequence[Tensor],
-    labels: Sequence[float],
-    loss: Loss,
-    *,
-    epochs: int,
-    batch: int = 2,
-    lr: float = 3e-3,
-    weight_decay: float = 1e-4,
-    clip: float = 1.0,
-    seed: int = 0,
-    progress: bool = True,
-) -> list[Epoch]:
-    """Train a network on slides that are in memory: AdamW, one-cycle, clipped gradients, slides turned and reflected.
-
-    Example::
-
-        history = fit(StreamingModule(trunk), images, labels, slide_loss, epochs=10)
-
-    Args:
-        net: any module, streamed or not; it is left in training mode.
-        images: (3, height, width) uint8 each; of one size, unless ``batch`` is 1.
-        labels: one number per image.
-        loss: of the network's result and the labels (N,), a scalar.
-        epochs: passes over the images.
-        batch: images per step.
-        lr: the peak of the one-cycle schedule.
-        clip: the largest norm of all gradients together.
-        seed: of the order and the turns; the same seed gives the same run.
-        progress: whether to show a bar with loss, tiles per second and the memory of the process.
-
-    Raises:
-        ValueError: images and labels differ in number, there are none, or sizes differ in a batch.
-        FloatingPointError: the loss became infinite or NaN; the message says where.
-    """
-    examples = Images(images, labels)
-    sizes = {tuple(image.shape[-2:]) for image in images} if batch > 1 else set()
-    if len(sizes) > 1:
-        raise ValueError(f"slides of {len(sizes)} sizes, such as {sorted(sizes)[:3]}, do not stack: use batch=1")
-    recipe = Recipe(epochs, batch, lr=lr, weight_decay=weight_decay, clip=clip, seed=seed)
-    training = Training(net, examples, loss, recipe)
-    if not progress:
-        return training.run()
-    with Bar(net, (batch, *images[0].shape)) as bar:
-        return training.run(bar)
-
-
-def _schedule(recipe: Recipe, optimizer: torch.optim.Optimizer, total: int) -> torch.optim.lr_scheduler.LRScheduler:
-    rates = torch.optim.lr_scheduler
-    if recipe.schedule == "onecycle":
-        return rates.OneCycleLR(optimizer, recipe.lr, total_steps=total)
-    if recipe.schedule == "cosine":
-        return rates.CosineAnnealingLR(optimizer, total)
-    return rates.ConstantLR(optimizer, factor=1.0)
 
 
 def _added(a: Tensor | None, b: Tensor | None) -> Tensor | None:

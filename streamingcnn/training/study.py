@@ -26,10 +26,11 @@ from streamingcnn.slides.annotations import read_asap
 from streamingcnn.slides.cases import Case
 from streamingcnn.slides.heatmaps import overlay
 from streamingcnn.sources import open_image
-from streamingcnn.training.loop import Epoch, fit
+from streamingcnn.training.in_memory import fit
 from streamingcnn.training.metrics import auc
 from streamingcnn.training.predict import Prediction, predict, saliency
 from streamingcnn.training.slide_loss import slide_loss, slide_score
+from streamingcnn.training.watch import Epoch
 
 __all__ = ["Study", "study"]
 

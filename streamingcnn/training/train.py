@@ -25,10 +25,11 @@ from streamingcnn.slides.cases import Case, read_table
 from streamingcnn.slides.splits import read_splits, split_cases, write_splits
 from streamingcnn.training.checkpoint import read_checkpoint
 from streamingcnn.training.folder import Folder, write_bad_cases, write_versions
-from streamingcnn.training.loop import Recipe, Training
+from streamingcnn.training.loop import Training
 from streamingcnn.training.network import make_network, warm_start
 from streamingcnn.training.randomness import seed_generators
 from streamingcnn.training.ranks import Ranks, joined
+from streamingcnn.training.recipe import Recipe
 from streamingcnn.training.settings import Settings
 from streamingcnn.training.slides import Slides, opened_case
 from streamingcnn.training.tasks import balanced

@@ -34,8 +34,8 @@ def borders(layer: nn.Module, kind: str, before: Sequence[int], after: Sequence[
         pairs = list(zip(layer.stride, layer.kernel_size, layer.dilation, strict=True))
         found |= {
             "transposed: pixels that nothing reaches": any(s > (k - 1) * d + 1 for s, k, d in pairs),
-            "transposed: rows behind the last": any(map(bool, layer.output_padding)),  # type: ignore[arg-type]
-            "transposed: the border cut off": any(map(bool, layer.padding)),  # type: ignore[arg-type]
+            "transposed: rows behind the last": any(map(bool, layer.output_padding)),
+            "transposed: the border cut off": any(map(bool, layer.padding)),
             "transposed: dilated": any(d > 1 and k > 1 for _, k, d in pairs),
         }
     if kind.endswith("_sampling") or kind in ("nearest", "nearest_exact"):

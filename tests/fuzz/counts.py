@@ -67,8 +67,9 @@ class Counts:
 
     def merge(self, other: Counts) -> None:
         """Add what another process counted."""
-        for mine, theirs in zip(self._all(), other._all(), strict=True):
-            mine.update(theirs)  # type: ignore[arg-type]
+        self.rules += other.rules
+        self.pairs += other.pairs
+        self.borders += other.borders
 
     def _all(self) -> tuple[Counter[str], Counter[tuple[str, str]], Counter[str]]:
         return self.rules, self.pairs, self.borders

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from types import EllipsisType
 from typing import Any
 
 import torch
@@ -54,9 +55,8 @@ def conv(draw: Draw, space: int, channels: int) -> nn.Module:
     out = filters(draw, groups)
     dilation = tuple(draw.integer(1, 2) for _ in range(space))
     bias = not chance(draw, 3)
-    return CONV[space - 1](
-        channels, out, kernel, stride, padding, dilation, groups=groups, bias=bias, padding_mode=mode
-    )
+    make: Callable[..., nn.Module] = CONV[space - 1]
+    return make(channels, out, kernel, stride, padding, dilation, groups=groups, bias=bias, padding_mode=mode)
 
 
 def conv_transpose(draw: Draw, space: int, channels: int) -> nn.Module:
@@ -67,7 +67,8 @@ def conv_transpose(draw: Draw, space: int, channels: int) -> nn.Module:
     extra = tuple(draw.integer(0, max(s, dilation) - 1) for s in stride)
     groups = draw.one_of([1, channels])
     out = filters(draw, groups)
-    return TRANSPOSED[space - 1](channels, out, kernel, stride, padding, extra, groups=groups, dilation=dilation)
+    make: Callable[..., nn.Module] = TRANSPOSED[space - 1]
+    return make(channels, out, kernel, stride, padding, extra, groups=groups, dilation=dilation)
 
 
 def max_pool(draw: Draw, space: int, channels: int) -> nn.Module:
@@ -229,7 +230,8 @@ def unshuffle(draw: Draw, space: int, channels: int) -> nn.Module:
 def cut_to_meet(maps: tuple[Tensor, ...]) -> list[Tensor]:
     """The parts of several maps that all of them have."""
     sizes = [min(each) for each in zip(*(m.shape[2:] for m in maps), strict=True)]
-    return [m[(..., *(slice(0, size) for size in sizes))] for m in maps]
+    place: tuple[slice | EllipsisType, ...] = (..., *(slice(0, size) for size in sizes))
+    return [m[place] for m in maps]
 
 
 def together(draw: Draw, space: int, channels: int) -> nn.Module:

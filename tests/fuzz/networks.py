@@ -87,7 +87,7 @@ def example(draw: Draw) -> Example:
     used = {k for each in reads for k in each}
     seen |= {"a map read by two layers"} if sum(map(len, reads)) > len(used) else set()
     last = len(maps) - 1
-    results = (last,)
+    results: tuple[int, ...] = (last,)
     if last > 1 and chance(draw, 5):
         results = tuple(sorted({last, draw.integer(1, last)}))
         seen |= {"two results"} if len(results) == 2 else set()

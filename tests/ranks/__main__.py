@@ -1,0 +1,49 @@
+"""The program of each rank: the tasks that it is given, one process group for all of them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.distributed as dist
+
+from streamingcnn.training.ranks import joined
+
+from .adjoint import adjoint
+from .case import Case
+from .checkpoints import checkpoints
+from .failing import failing
+from .fuzz import fuzz
+from .layouts import layouts
+from .memory import memory
+from .replicas import replicas
+from .restart import restart
+from .slides import slides
+from .table import table
+from .traffic import traffic
+
+TASKS: dict[str, Callable[[list[str]], Iterator[Case]]] = {
+    task.__name__: task
+    for task in (table, fuzz, layouts, adjoint, traffic, memory, replicas, slides, checkpoints, restart, failing)
+}
+
+
+def main() -> None:
+    """Run the tasks, and print what rank 0 has to say."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("tasks", nargs="+", choices=list(TASKS))
+    parser.add_argument("--names", nargs="*", default=[])
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    with joined(torch.device("cpu")):
+        for task in options.tasks:
+            for case in TASKS[task](options.names):
+                if dist.get_rank() == 0:
+                    print(json.dumps({"task": task, **case}), file=sys.__stdout__, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""The networks of the table, each over several ranks."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+
+from streamingcnn import Partition, StreamingModule
+from streamingcnn.errors import UnsupportedModuleError
+
+from .case import Case, worst
+
+
+def table(names: list[str]) -> Iterator[Case]:
+    """Every network of the table, divided along one axis after the other; into a grid where there are four ranks."""
+    from tests.networks import NETWORKS  # with MONAI, two seconds that the other tasks do not need
+
+    ranks = dist.get_world_size()
+    chosen = [network for network in NETWORKS if not names or network.name in names]
+    for k, network in enumerate(chosen):
+        space = len(network.image) - 1
+        batch, tile = network.cases()[k % len(network.cases())]
+        axes, parts = [k % space], [ranks]
+        if ranks == 4 and space > 1:
+            axes, parts = [(k + 1) % space, k % space], [2, 2]
+        weights = [(1, 5, 2, 3)[:count] for count in parts] if k % 3 == 0 else None
+        torch.manual_seed(k)
+        module = network.make()
+        image, more = network.inputs(batch)
+        case = {"case": f"{network.name}-{batch}-{tile} on axes {axes} in {(*parts,)}, weights {weights}"}
+        try:
+            net = StreamingModule(module, tile=tile, partition=Partition(None, axes, parts, weights, timeout=60))
+            yield {**case, "error": worst(copy.deepcopy(module), net, image, **more)}
+        except UnsupportedModuleError as error:
+            yield {**case, "refused": str(error)}
