@@ -20,10 +20,10 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -32,7 +32,19 @@ from streamingcnn import StreamingModule
 from streamingcnn.memory import LiveBytes, format_bytes
 from streamingcnn.plan.search import BudgetError
 
-__all__ = ["FORMATS", "Measured", "Run", "Summary", "arguments", "machine", "measure", "step", "summarise", "write_csv"]
+__all__ = [
+    "FORMATS",
+    "Measured",
+    "Run",
+    "Summary",
+    "arguments",
+    "machine",
+    "measure",
+    "read_csv",
+    "step",
+    "summarise",
+    "write_csv",
+]
 
 _Number = TypeVar("_Number", int, float)
 
@@ -149,10 +161,10 @@ def step(run: Run) -> Measured:
     )
 
 
-def measure(runs: Sequence[Run], *, rounds: int, limit: float) -> list[Measured]:
+def measure(runs: Sequence[Run], *, rounds: int, limit: float, once: Collection[Run] = ()) -> list[Measured]:
     """Every run once per round, interleaved, each in its own process that may take `limit` seconds.
 
-    A run that does not end in its first round is not tried again.
+    A run that does not end in its first round is not tried again, and neither is one that is wanted `once`.
     """
     results: list[Measured] = []
     given_up: set[Run] = set()
@@ -161,7 +173,7 @@ def measure(runs: Sequence[Run], *, rounds: int, limit: float) -> list[Measured]
             if run in given_up:
                 continue
             result = replace(_in_own_process(run, limit), round=number)
-            if result.ended != "ok":
+            if result.ended != "ok" or run in once:
                 given_up.add(run)
             results.append(result)
             took = f"{result.seconds:.2f} s" if result.seconds is not None else result.ended
@@ -230,6 +242,27 @@ def write_csv(results: Iterable[Measured], path: Path) -> None:
         for result in results:
             run, *seen = (getattr(result, field.name) for field in fields(Measured))
             writer.writerow([*asdict(replace(run, shape="x".join(map(str, run.shape)))).values(), *seen])
+
+
+def read_csv(path: Path) -> list[Measured]:
+    """What :func:`write_csv` wrote."""
+    results = []
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            shape = tuple(map(int, row["shape"].split("x")))
+            run = Run(**{**_fields_of(Run, row), "shape": shape})
+            results.append(Measured(**{**_fields_of(Measured, row), "run": run}))
+    return results
+
+
+def _fields_of(record: type, row: dict[str, str]) -> dict[str, Any]:
+    """The fields that a row has, each as what its annotation names first; an empty cell is None."""
+    makers = {"int": int, "float": float, "str": str}
+    return {
+        field.name: makers[str(field.type).split(" ")[0]](row[field.name]) if row[field.name] else None
+        for field in fields(record)
+        if str(field.type).split(" ")[0] in makers and field.name in row
+    }
 
 
 def arguments(description: str, folder: Path, *, rounds: int, limit: float) -> argparse.ArgumentParser:

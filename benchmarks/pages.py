@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 
 def fill(page: Path, figure: str, text: str) -> None:
     """Puts `text` into the place of a figure; a page without that place is an error that names both."""
-    place = re.compile(rf"(<!-- figure: {re.escape(figure)}\b[^>]*-->\n).*?(<!-- /figure -->)", re.DOTALL)
+    place = re.compile(rf"(<!-- figure: {re.escape(figure)}(?![\w-])[^>]*-->\n).*?(<!-- /figure -->)", re.DOTALL)
     before = page.read_text()
     if place.search(before) is None:
         raise ValueError(f"{page} has no place for the figure {figure!r}; it needs the lines of {__file__}")

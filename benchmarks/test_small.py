@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.measure import Measured, Run, step, summarise
+from benchmarks.measure import Measured, Run, read_csv, step, summarise, write_csv
 from benchmarks.networks import WAYS, prepare
 from benchmarks.pages import fill
 from benchmarks.peers.__main__ import speed
@@ -92,11 +92,12 @@ def test_what_did_not_end_says_why() -> None:
 def test_figures_go_into_their_places(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(
-        "a\n<!-- figure: one: by a command -->\nold\n<!-- /figure -->\nb\n<!-- figure: two -->\n<!-- /figure -->\n"
+        "a\n<!-- figure: one: by a command -->\nold\n<!-- /figure -->\nb\n<!-- figure: one-more -->\n<!-- /figure -->\n"
     )
     fill(page, "one", "new\\1\n")
     fill(page, "one", "newer\n")
     assert page.read_text().startswith("a\n<!-- figure: one: by a command -->\n\nnewer\n\n<!-- /figure -->\nb\n")
+    assert page.read_text().endswith("<!-- figure: one-more -->\n<!-- /figure -->\n")
     with pytest.raises(ValueError, match="three"):
         fill(page, "three", "")
 
@@ -144,3 +145,13 @@ def test_the_bar_of_peers_asks_for_time_and_bytes() -> None:
     assert speed([peer, ours]).endswith("7.0 times as fast at 100% of its live bytes; the bar is 6 times: met.")
     assert "**missed**" in speed([peer, replace(ours, live_bytes=1001)])
     assert "**missed**" in speed([peer, replace(ours, seconds=2.0)])
+
+
+def test_measurements_are_read_as_they_were_written(tmp_path: Path) -> None:
+    run = Run("resnet18", (1, 3, 64, 64), "streamed", "channels_last", None, "4096", "35% of plain", 2)
+    seen = [
+        Measured(run, 3, "ok", 1.5, 0.002, 10, 20, 11, 1.25),
+        Measured(replace(run, tile=32, memory=None, asked=None), 0, "> 60 s"),
+    ]
+    write_csv(seen, tmp_path / "seen.csv")
+    assert read_csv(tmp_path / "seen.csv") == seen

@@ -136,7 +136,7 @@ class StreamingModule(nn.Module):
             self.partition.broadcast(module)
         found = None
         if self.partition is not None and memory == "auto":
-            found = self.partition.least_available(device_of(self.module))
+            found = self.partition._least_available(device_of(self.module))
         self._budgets = Budgets(memory, found)
         self.training = module.training
         #: The seed that the last forward's dropouts drew, or None.
@@ -223,7 +223,7 @@ class StreamingModule(nn.Module):
         ranks = None
         if self.partition is not None:
             parts = (v.name for p, v in graph.inputs.items() if v.spatial and isinstance(leaves[p], Part))
-            ranks = self.partition.ranks(graph.space, frozenset(parts))
+            ranks = self.partition._ranks(graph.space, frozenset(parts))
         looked_at = content.digest if content.sources and budget is not None else bool(content.constants)
         key = (key, repr(choices), self.given_plans, content.sources, looked_at, ranks and ranks.parts)
         plan = _remembered(self._plans, key, lambda: self._make_plan(graph, *choices, content, ranks))
@@ -276,7 +276,7 @@ class StreamingModule(nn.Module):
     def _runner(self, graph: Graph, plan: Plan, key: Any, needs: frozenset[str], device: torch.device) -> Runner:
         def make() -> Runner:
             compiler = Compiler() if self.compiled else None
-            owner = ALONE if self.partition is None else self.partition.member(graph, plan.steps, device)
+            owner = ALONE if self.partition is None else self.partition._member(graph, plan.steps, device)
             return Runner(graph, list(plan.steps), needs, device.type, self._offload.folder, compiler, owner)
 
         return _remembered(self._runners, (key, needs, device), make)
@@ -307,7 +307,7 @@ class StreamingModule(nn.Module):
         device = image.device if isinstance(image, Tensor) else device_of(self.module)
         runner = self._runner(graph, plan, key, needs, device)
         if self.partition is not None:
-            drawn = self.partition.agree_on_step(graph, plan, needs, leaves, self.training, fixed.get("seed"), device)
+            drawn = self.partition._agree_on_step(graph, plan, needs, leaves, self.training, fixed.get("seed"), device)
             if graph.noises:
                 self.last_seed = fixed["seed"] = drawn
         sharing = share(runner.steps, graph.image, content)

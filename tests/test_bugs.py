@@ -22,6 +22,8 @@ from streamingcnn.boxes import Box
 from streamingcnn.capture import capture
 from streamingcnn.cli.evaluate import answered
 from streamingcnn.comparison import compare
+from streamingcnn.distributed.ownership import Division
+from streamingcnn.distributed.planning import Ranks
 from streamingcnn.memory import LiveBytes
 from streamingcnn.models import GMIC, ResNet
 from streamingcnn.models.gmic import GMICLoss
@@ -269,3 +271,13 @@ def test_a_regression_is_evaluated_by_its_value() -> None:
     settings = Settings(task="regression", target_mean=100.0, target_std=10.0)
     image = torch.rand(1, 3, 8, 8)
     assert answered(net, settings, image) == pytest.approx((net(image).item() * 10 + 100,))
+
+
+def test_a_plan_of_kept_tiles_for_two_ranks() -> None:
+    """Tiles at the seam run last, and what a skipped tile takes was asked of one of its kind that had not run yet."""
+    net = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(2, 1, 3, padding=1))
+    plan = StreamingModule(net, tile=4, stored=("0",)).plan((1, 1, 24, 14))
+    for stage in plan.stages:
+        stage.way = "keep"
+    halves = Ranks(Division((2, 1), ((1, 1), (1,))), gather=True)
+    assert exact_peak(plan.graph, list(plan.steps), ranks=halves).bytes > 0

@@ -1,7 +1,7 @@
 """Promises of the planner: `python -m benchmarks.plan` prints the tables of README.md beside this file.
 
 Budgets are shares of what plain PyTorch takes, so plain is measured first, in a process of its own; then every run
-takes its turn in each round.
+takes its turn in each round. Groups that are not measured again keep what plan.csv holds of them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,17 @@ from typing import Any
 
 import torch
 
-from benchmarks.measure import FORMATS, Measured, Run, Summary, arguments, machine, measure, summarise, write_csv
+from benchmarks.measure import (
+    FORMATS,
+    Run,
+    Summary,
+    arguments,
+    machine,
+    measure,
+    read_csv,
+    summarise,
+    write_csv,
+)
 from benchmarks.networks import prepare
 from benchmarks.pages import fill
 from streamingcnn.memory import format_bytes
@@ -22,6 +32,8 @@ from streamingcnn.plan.search import BudgetError
 
 #: Larger than any step here: the fastest plan there is.
 NO_LIMIT = "1TiB"
+#: What the tables call the smallest plan. It can be very slow and nobody is promised a time: one round is enough.
+LEAST = "the minimum"
 
 
 @dataclass(frozen=True)
@@ -36,7 +48,7 @@ class Ask:
         """As the tables call it."""
         if self.share == float("inf"):
             return "no limit"
-        return f"{self.share:.0%} of plain" if self.share else "the minimum"
+        return f"{self.share:.0%} of plain" if self.share else LEAST
 
 
 @dataclass(frozen=True)
@@ -101,22 +113,31 @@ def main() -> None:
     parser = arguments(__doc__ or "", Path(__file__).parent, rounds=5, limit=600)
     parser.add_argument("--only", nargs="+", choices=list(GROUPS), default=list(GROUPS), help="groups to measure")
     options = parser.parse_args()
-    results: list[Measured] = []
-    measured: dict[str, list[Summary]] = {}
+    options.out.mkdir(parents=True, exist_ok=True)
+    file = options.out / "plan.csv"
+    known = read_csv(file) if file.exists() else []
+    plains = {key: replace(group.plain, threads=options.threads) for key, group in GROUPS.items()}
+    groups = {key: [each for each in known if belongs(each.run, plain)] for key, plain in plains.items()}
     for key in options.only:
-        plain = replace(GROUPS[key].plain, threads=options.threads)
-        runs = [plain, *streamed(plain, GROUPS[key].asks, options.limit)]
-        group = measure(runs, rounds=options.rounds, limit=options.limit)
-        results += group
-        measured[key] = summarise(group)
-    said = f"{machine(options.threads)}; {options.rounds} rounds."
+        runs = [plains[key], *streamed(plains[key], GROUPS[key].asks, options.limit)]
+        once = [run for run in runs if run.asked == LEAST]
+        groups[key] = measure(runs, rounds=options.rounds, limit=options.limit, once=once)
+        # Hours of measuring are not lost with the one group that is under way.
+        write_csv([each for group in groups.values() for each in group], file)
+    measured = {key: summarise(group) for key, group in groups.items() if group}
+    rounds = sorted({1 + max(each.round for each in group) for group in groups.values() if group})
+    said = f"{machine(options.threads)}; rounds: {' to '.join(map(str, dict.fromkeys((rounds[0], rounds[-1]))))}."
     tables = {"plan-prediction": predictions(measured), "plan-speed": speeds(measured)}
     print("\n\n".join([*tables.values(), said]))
-    options.out.mkdir(parents=True, exist_ok=True)
-    write_csv(results, options.out / "plan.csv")
     if options.pages:
         for figure, table in tables.items():
             fill(Path(__file__).parent / "README.md", figure, f"{table}\n\n{said}")
+
+
+def belongs(run: Run, plain: Run) -> bool:
+    """Whether a run is one of the group of so and so measured."""
+    same = ("network", "shape", "memory_format", "threads")
+    return all(getattr(run, field) == getattr(plain, field) for field in same)
 
 
 def streamed(plain: Run, wanted: Sequence[Ask], limit: float) -> list[Run]:

@@ -37,6 +37,7 @@ class LongStep:
     seconds: float
     live_bytes: int
     rss_bytes: int
+    result: Tensor
 
     @property
     def kept(self) -> bool:
@@ -81,6 +82,7 @@ def long_step(net: StreamingModule, *inputs: Tensor, memory: str) -> LongStep:
         seconds,
         live.peak,
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+        result.detach(),
     )
     _LOG.info("step: %.0f s, %s live at most, process %s", seconds, *map(format_bytes, (live.peak, step.rss_bytes)))
     finite = all(bool(p.grad.isfinite().all()) for p in net.parameters() if p.grad is not None)

@@ -143,14 +143,14 @@ class Partition:
             "partition.input_box(shape)"
         )
 
-    def member(self, graph: Graph, steps: Sequence[Stage | Globals], device: torch.device) -> Alone:
+    def _member(self, graph: Graph, steps: Sequence[Stage | Globals], device: torch.device) -> Alone:
         """This rank's part in a plan."""
         if self.size == 1:
             return ALONE
         layout = Layout(graph, steps, self._division(graph.space), self.gather == "all")
         return Member(layout, self.link, device)
 
-    def ranks(self, space: int, parts: frozenset[str] = frozenset()) -> Ranks:
+    def _ranks(self, space: int, parts: frozenset[str] = frozenset()) -> Ranks:
         """What a plan has to know of the ranks."""
         return Ranks(self._division(space), self.gather == "all", parts)
 
@@ -173,7 +173,7 @@ class Partition:
                 )
         return everyone[0][1]
 
-    def agree_on_step(
+    def _agree_on_step(
         self,
         graph: Graph,
         plan: Plan,
@@ -210,7 +210,7 @@ class Partition:
                 self.link.broadcast("share the parameters", held)
                 tensor.copy_(held)
 
-    def least_available(self, device: torch.device) -> int:
+    def _least_available(self, device: torch.device) -> int:
         """The bytes that every rank has free for a step: one budget for all, as they have one plan."""
         return min(int(free) for free in self.link.all_of("agree on the memory", available(device).bytes))
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from typing import NamedTuple
@@ -80,13 +80,16 @@ class Alike:
                 yield value, part
 
 
-def representatives(stage: Stage, all_kinds: bool, own: Box) -> list[Representative]:
+def representatives(
+    stage: Stage, all_kinds: bool, own: Box, late: Callable[[Box], bool] = lambda _: False
+) -> list[Representative]:
     """The tiles to run, in the order of the stage: the first of each kind, and a second one where that differs.
 
     Args:
         stage: the stage, its tile set.
         all_kinds: also kinds that are too small to matter, and what is skipped after each tile.
         own: the box that the tiles make up.
+        late: whether a tile runs after all those that are not late.
     """
     if not volume(own):
         return []
@@ -95,10 +98,12 @@ def representatives(stage: Stage, all_kinds: bool, own: Box) -> list[Representat
         for (start, end), step in zip(own, stage.tile, strict=True)
     ]
     along = [[kind_of(stage, axis, interval) for interval in line] for axis, line in enumerate(intervals)]
-    if all_kinds:
-        places: Iterator[tuple[int, ...]] = itertools.product(*(range(len(line)) for line in intervals))
-    else:
-        places = itertools.product(*map(_first_two, along))
+
+    def box_at(place: tuple[int, ...]) -> Box:
+        return tuple(line[k] for line, k in zip(intervals, place, strict=True))
+
+    some = (range(len(line)) for line in intervals) if all_kinds else map(_first_two, along)
+    places = sorted(itertools.product(*some), key=lambda place: late(box_at(place)))
     light = LIGHT * max(bytes_of_kind(stage, kind) for kind in itertools.product(*map(dict.fromkeys, along)))
     seen: Counter[Kinds] = Counter()
     touched: set[tuple[bool, ...]] = set()
@@ -117,7 +122,7 @@ def representatives(stage: Stage, all_kinds: bool, own: Box) -> list[Representat
             if all_kinds:
                 chosen[-1].skipped[kind] += 1
         elif all_kinds or not chosen or kind in twice or bytes_of_kind(stage, kind) >= light:
-            chosen.append(Representative(tuple(line[k] for line, k in zip(intervals, place, strict=True)), kind))
+            chosen.append(Representative(box_at(place), kind))
     return chosen
 
 

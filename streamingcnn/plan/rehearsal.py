@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -197,8 +198,8 @@ class _RehearsedRunner(Runner):
     def _few_boxes(self, stage: Stage) -> Iterator[Box]:
         if stage not in self.representatives:
             keep = stage.way == "keep" and self.recording and self._trains(stage)
-            found = representatives(stage, keep, self.owner.own(stage.target))
-            self.representatives[stage] = sorted(found, key=lambda one: self.owner.late(stage, one.box))
+            own = self.owner.own(stage.target)
+            self.representatives[stage] = representatives(stage, keep, own, partial(self.owner.late, stage))
             if keep:
                 yield from self._kept_boxes(stage)
                 return
