@@ -82,7 +82,7 @@ class Running:
         if key not in self._known:
             own = np.logical_or.reduce([self._own(each, seen.reach, extents, tile) for each in seen.inputs])
             # Beside them, of each constant the one in the middle, and those at the borders.
-            run = min(own.size, np.count_nonzero(own) + (not own.all()) * 3 ** len(tile))
+            run = min(own.size, int(np.count_nonzero(own)) + (not own.all()) * 3 ** len(tile))
             share = run / own.size
             self._known[key] = share if share <= 1 - WORTHWHILE else 1.0
         return self._known[key]
