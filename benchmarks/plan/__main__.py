@@ -88,7 +88,9 @@ GROUPS = {
     ),
     "unet3d": Group("3-D U-Net, 16 filters, 128^3", _VOLUME, asks(0.6, 0.35, at_20=0.95)),
     "unet3d-channels-last": Group(
-        "3-D U-Net, 16 filters, 128^3", replace(_VOLUME, memory_format="channels_last_3d"), asks(at_25=1.1)
+        "3-D U-Net, 16 filters, 128^3, channels_last_3d",
+        replace(_VOLUME, memory_format="channels_last_3d"),
+        asks(at_25=1.1),
     ),
     "resnet18-train": Group(
         "ResNet-18 trunk, batch norm in training, 2048^2",
