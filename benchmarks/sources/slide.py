@@ -1,8 +1,8 @@
 """One training step on a slide of 65536 x 65536 pixels, 3 % of it tissue: `python -m benchmarks.sources.slide`.
 
 The slide is a file, a tiled, deflated pyramid that the generator writes, read by box through OpenSlide at level 0; what
-is outside its tissue mask is filled. It is held against the same step, by the same plan, on a file of just as much
-tissue and nothing else:
+is outside its tissue mask is filled. It is held against the same step, with the same tile or the same budget, on a file
+of just as much tissue and nothing else:
 
     slide    65536 x 65536, 3 % tissue       time / time  <= 1.5        each in a process of its own,
     tissue   12800 x 12800                   RSS  < 4 GiB               by the processor's time
