@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import gc
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -31,9 +32,11 @@ from streamingcnn.models.gmic.depth import by_slices
 from streamingcnn.models.resnet import BasicBlock
 from streamingcnn.plan.choose import choose_tiles
 from streamingcnn.plan.peak import exact_peak
+from streamingcnn.plan.plan import make_plan
+from streamingcnn.plan.rates import BUILT_IN_RATES, Rate
 from streamingcnn.plan.search import BudgetError
 from streamingcnn.plan.stages import Stage, build_steps
-from streamingcnn.plan.times import BUILT_IN, Rate
+from streamingcnn.plan.times import Times
 from streamingcnn.sources import ReadError
 from streamingcnn.training.settings import Settings
 from tests.blocks import Net
@@ -135,9 +138,10 @@ def test_a_bias_alone_has_its_gradient() -> None:
 def test_constants_made_of_others_have_rates_of_their_own() -> None:
     """``dataclasses.replace`` handed the table of looked up rates on, so that the copy kept its model's."""
     sizes, kind = np.array([1e6]), "copy"
-    before = BUILT_IN.rate(kind, False, sizes)
-    doubled = Rate(*(tuple(2 * rate for rate in one) for one in (BUILT_IN.rates[kind].forward,) * 2))
-    assert dataclasses.replace(BUILT_IN, rates={kind: doubled}).rate(kind, False, sizes) == pytest.approx(2 * before)
+    times = Times(BUILT_IN_RATES["contiguous"])
+    before = times.rate(kind, False, sizes)
+    doubled = Rate(*(tuple(2 * rate for rate in one) for one in (times.rates[kind].forward,) * 2))
+    assert dataclasses.replace(times, rates={kind: doubled}).rate(kind, False, sizes) == pytest.approx(2 * before)
 
 
 def test_a_budget_holds_the_gradients_of_parameters() -> None:
@@ -281,3 +285,11 @@ def test_a_plan_of_kept_tiles_for_two_ranks() -> None:
         stage.way = "keep"
     halves = Ranks(Division((2, 1), ((1, 1), (1,))), gather=True)
     assert exact_peak(plan.graph, list(plan.steps), ranks=halves).bytes > 0
+
+
+def test_a_large_first_layer_is_cut_where_its_gradient_would_be_slow() -> None:
+    """From 2^27 numbers of its result on, oneDNN takes its reference kernel for the gradient of its filters."""
+    net = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
+    image = torch.empty(1, 3, 3072, 3072, device="meta", memory_format=torch.channels_last)
+    (stage,) = make_plan(capture(net, (image,), {}), memory=2**33).stages
+    assert 64 * math.prod(stage.tile) < 2**27

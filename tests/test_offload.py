@@ -28,10 +28,11 @@ from streamingcnn.places import Nowhere, Outside, Place, Wanted
 from streamingcnn.plan.peak import exact_peak
 from streamingcnn.plan.place import bring_home, fastest, place_maps, step_seconds, transfer_bytes
 from streamingcnn.plan.plan import Plan, make_plan
+from streamingcnn.plan.rates import BUILT_IN_RATES, Rate
 from streamingcnn.plan.saved import PlanError
 from streamingcnn.plan.search import BudgetError
 from streamingcnn.plan.stages import Stage
-from streamingcnn.plan.times import BUILT_IN, Rate, Times
+from streamingcnn.plan.times import Times
 from streamingcnn.staging import UNDER_WAY, Staging
 from tests.blocks import Residual
 
@@ -291,6 +292,9 @@ def test_what_must_stay_stays(tmp_path: Path) -> None:
     graph = capture(TinyUNet(), (torch.empty(1, 2, 36, 28),), {})
     plan = make_plan(graph, 16, stored=["first", "up"], where="disk")
     assert {stage.layer: stage.place for stage in plan.stages} == {"first": "disk", "up": "disk", "last": "device"}
+
+
+BUILT_IN = Times(BUILT_IN_RATES["contiguous"])
 
 
 def device_of(slowness: float) -> Times:

@@ -28,6 +28,7 @@ from benchmarks.measure import (
 from benchmarks.networks import prepare
 from benchmarks.pages import fill
 from streamingcnn.memory import format_bytes
+from streamingcnn.plan.calibrate import calibrate
 from streamingcnn.plan.search import BudgetError
 
 #: Larger than any step here: the fastest plan there is.
@@ -114,14 +115,20 @@ def main() -> None:
     """Measures the groups, prints the tables and writes `plan.csv`."""
     parser = arguments(__doc__ or "", Path(__file__).parent, rounds=5, limit=600)
     parser.add_argument("--only", nargs="+", choices=list(GROUPS), default=list(GROUPS), help="groups to measure")
+    parser.add_argument("--calibrate", action="store_true", help="measure the device's constants first, and keep them")
+    parser.add_argument("--no-minimum", action="store_true", help="leave out the smallest plans")
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.calibrate:
+        calibrate("cpu")
     options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / "plan.csv"
     known = read_csv(file) if file.exists() else []
     plains = {key: replace(group.plain, threads=options.threads) for key, group in GROUPS.items()}
     groups = {key: [each for each in known if belongs(each.run, plain)] for key, plain in plains.items()}
     for key in options.only:
-        runs = [plains[key], *streamed(plains[key], GROUPS[key].asks, options.limit)]
+        wanted = [ask for ask in GROUPS[key].asks if ask.share or not options.no_minimum]
+        runs = [plains[key], *streamed(plains[key], wanted, options.limit)]
         once = [run for run in runs if run.asked == LEAST]
         groups[key] = measure(runs, rounds=options.rounds, limit=options.limit, once=once)
         # Hours of measuring are not lost with the one group that is under way.

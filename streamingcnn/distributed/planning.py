@@ -25,7 +25,7 @@ from ..ops.rule import Value
 from ..plan.peak import exact_peak
 from ..plan.search import BudgetError, search, smallest
 from ..plan.stages import Globals, Stage
-from ..plan.times import times_of
+from ..plan.times import layout_of, times_of
 from ..signature import Sharing
 from .link import Link, Parcel, Pending
 from .member import Member
@@ -133,7 +133,7 @@ def plan_for_ranks(graph: Graph, memory: int, ranks: Ranks, image_tile: Sequence
     Raises:
         BudgetError: none does; it names the smallest that was found.
     """
-    times, best, least = times_of(graph.device), list[Steps](), list[Any]()
+    times, best, least = times_of(graph.device, layout_of(graph)), list[Steps](), list[Any]()
 
     def fits(larger: int) -> bool:
         try:

@@ -81,6 +81,9 @@ def convolution(graph: GraphBuilder, call: Call) -> Lowered:
     conv, groups = CONV[count], call["groups"]
     slow = graph.device.type == "cpu" and has_slow_tiles(x, weight, groups, (*stride, *dilation))
     even = weight.shape[0] % 2 == 0
+    reference = partial(_slowness, x) if slow and not (even and count == 3) else None
+    if graph.device.type == "cpu" and has_slow_filters(x, weight):
+        reference = partial(_slowness_of_filters, windows, x.shape[0] * weight.shape[0])
 
     def rule_of(weight: Value, bias: Value | None) -> Rule:
         def run(tile: Tile, convolve: Callable[..., Tensor]) -> Tensor:
@@ -108,7 +111,7 @@ def convolution(graph: GraphBuilder, call: Call) -> Lowered:
             globals_of(weight, bias),
             work=prod(weight.shape[1:]),
             cheap=False,
-            slowness=None if (even and count == 3) or not slow else partial(_slowness, x),
+            slowness=reference,
             ghost=ghost,
             shift_invariant=True,
             fresh=True,
@@ -191,6 +194,27 @@ def in_two_groups(
     True
     """
     return convolve(torch.cat((tensor, tensor), 1), weight, bias, *how, 2)
+
+
+# NOTE [Large first layers on the CPU]
+#
+# The gradient of the filters of a 7x7 convolution of three channels, the first layer of a ResNet, takes 0.8 s where the
+# result has just under 2^27 numbers and minutes where it has more: oneDNN then falls back to its reference kernel. It
+# does not with 3x3 filters. (3 to 64 channels, stride 2, channels_last: 2880 x 2880 pixels against 2912 x 2912.)
+
+#: From so many numbers of its result on, a first layer's gradient is slow, and how much.
+LARGE, LARGE_SLOWNESS = 2**27, 100.0
+
+
+def has_slow_filters(x: Value, weight: Value) -> bool:
+    """Whether the filters' gradient is slow on large tiles; see NOTE [Large first layers on the CPU]."""
+    return x.dtype == torch.float32 and len(x.extents) == 2 and weight.shape[1] <= 4 and min(weight.shape[2:]) > 3
+
+
+def _slowness_of_filters(windows: Sequence[Window], depth: int, lengths: Sequence[Any]) -> Any:
+    """How many times slower than usual the convolution is on so many pixels of its input, per axis."""
+    made = prod(length / window.stride for length, window in zip(lengths, windows, strict=True)) * depth
+    return 1.0 + (LARGE_SLOWNESS - 1.0) * (made >= LARGE)
 
 
 def _slowness(x: Value, lengths: Sequence[Any]) -> Any:

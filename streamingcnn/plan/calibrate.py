@@ -8,19 +8,24 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from ..files import whole_file
-from .times import BUILT_IN, SIZES, Rate, Times, cache_file, forget, times_of
+from ..ops.reductions import Moments
+from ..ops.rule import Value
+from ..ops.windows import in_two_groups, is_small
+from .rates import BUILT_IN_RATES, FEW, SIZES, Rate
+from .times import Times, cache_file, forget, lanes_of, times_of
 
 
 def calibrate(device: torch.device | str = "cpu", seconds: float = 0.1) -> Times:
-    """Measure a device's constants and keep them for every later plan; half a minute on a quiet machine.
+    """Measure a device's constants and keep them for every later plan; two minutes on a quiet machine.
 
     ::
 
@@ -32,26 +37,28 @@ def calibrate(device: torch.device | str = "cpu", seconds: float = 0.1) -> Times
 
     Args:
         device: what to measure, with the number of threads that torch has now.
-        seconds: how long each of some 150 measurements may take.
+        seconds: how long each of some 450 measurements may take, at least.
     """
     device = torch.device(device)
-    rates = {}
-    for kind, case in _CASES.items():
-        measured = [_measured(case, size, device, seconds) for size in SIZES]
-        rates[kind] = Rate(tuple(f for f, _ in measured), tuple(b for _, b in measured))
+    rates: dict[str, dict[str, Rate]] = {}
+    for layout in BUILT_IN_RATES:
+        rates[layout] = {}
+        for kind, case in CASES.items():
+            measured = [_measured(case, size, device, layout, seconds) for size in SIZES]
+            rates[layout][kind] = Rate(tuple(f for f, _ in measured), tuple(b for _, b in measured))
     x = torch.zeros(1, 4, 8, 8, device=device)
     call = _best(lambda: torch.relu(x), device, seconds)
     path = cache_file(device)
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as partial:
-        stored = {kind: {"forward": rate.forward, "backward": rate.backward} for kind, rate in rates.items()}
-        partial.write_text(json.dumps({"call": 3 * call, "tile": BUILT_IN.tile, "rates": stored}, indent=1))
+        stored = {layout: {kind: asdict(rate) for kind, rate in kinds.items()} for layout, kinds in rates.items()}
+        partial.write_text(json.dumps({"call": 3 * call, "tile": Times({}).tile, "rates": stored}, indent=1))
     forget()
     return times_of(device)
 
 
 @dataclass(frozen=True)
-class _Case:
+class Case:
     """One operation to measure: how to make it, on how many channels, and what its units are."""
 
     make: Callable[[int, int, int], tuple[Callable[..., Tensor], list[Tensor]]]
@@ -64,35 +71,44 @@ class _Case:
     of_input: bool = True
 
 
-def _measured(case: _Case, size: int, device: torch.device, seconds: float) -> tuple[float, float]:
+_CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
+
+
+def _measured(case: Case, size: int, device: torch.device, layout: str, seconds: float) -> tuple[float, float]:
     """Nanoseconds a unit, forward and backward."""
     side = int((size / 4 / (case.channels + case.made * case.scale)) ** (1 / case.space))
     side = max(4, side - side % 2)
-    x = torch.randn(1, case.channels, *[side] * case.space, device=device)
-    if case.space == 2:
-        x = x.contiguous(memory_format=torch.channels_last)
-    x.requires_grad_(case.of_input)
+    memory_format = _CHANNELS_LAST[case.space] if layout == "channels_last" else torch.contiguous_format
+
+    def placed(tensor: Tensor) -> Tensor:
+        fitting = memory_format if tensor.dim() == case.space + 2 else torch.contiguous_format
+        return tensor.to(device).contiguous(memory_format=fitting)
+
+    x = placed(torch.randn(1, case.channels, *[side] * case.space)).requires_grad_(case.of_input)
     run, parameters = case.make(case.space, case.channels, case.made)
-    parameters = [p.to(device).requires_grad_() for p in parameters]
+    parameters = [placed(p).requires_grad_() for p in parameters]
     y = run(x, *parameters)
     gradient = torch.randn_like(y)
     leaves = ([x] if case.of_input else []) + parameters
     with torch.no_grad():
         forward = _best(lambda: run(x, *parameters), device, seconds)
     both = _best(lambda: torch.autograd.grad(run(x, *parameters), leaves, gradient), device, seconds)
-    nanoseconds = 1e9 / case.units(x, y)
+    nanoseconds = 1e9 / (case.units(x, y) * Times({}, lanes=lanes_of(device)).padded(case.made))
     return round(forward * nanoseconds, 5), round(max(both - forward, 0.05 * forward) * nanoseconds, 5)
 
 
 def _best(run: Callable[[], Any], device: torch.device, seconds: float) -> float:
     """The fastest of several runs."""
+    # What other programs take of the processor is no time of ours; several threads have no such clock.
+    alone = device.type == "cpu" and torch.get_num_threads() == 1
+    clock = time.process_time if alone else time.perf_counter
 
     def once() -> float:
-        start = time.perf_counter()
+        start = clock()
         run()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        return time.perf_counter() - start
+        return clock() - start
 
     once()
     start, found = time.perf_counter(), [once(), once()]
@@ -104,11 +120,17 @@ def _best(run: Callable[[], Any], device: torch.device, seconds: float) -> float
 def _convolution(kernel: int, stride: int = 1, depthwise: bool = False) -> Any:
     def make(space: int, channels: int, made: int) -> Any:
         weight = torch.randn(made, 1 if depthwise else channels, *[kernel] * space)
-        if space == 2:
-            weight = weight.contiguous(memory_format=torch.channels_last)
         convolve = F.conv2d if space == 2 else F.conv3d
         groups = channels if depthwise else 1
-        return (lambda x, w: convolve(x, w, None, stride, kernel // 2, 1, groups)), [weight]
+
+        def run(x: Tensor, w: Tensor) -> Tensor:
+            # As a tile runs it.
+            if space == 3 and groups == 1 and x.device.type == "cpu" and is_small(x.shape):
+                return in_two_groups(convolve, x, w, None, stride, kernel // 2, 1)
+            result: Tensor = convolve(x, w, None, stride, kernel // 2, 1, groups)
+            return result
+
+        return run, [weight]
 
     return make
 
@@ -137,11 +159,27 @@ def _over_channels(x: Tensor) -> Tensor:
     return normed
 
 
-def _moments(x: Tensor) -> Tensor:
-    dims = [0, *range(2, x.dim())]
-    mean = x.mean(dims, keepdim=True)
-    spread: Tensor = torch.linalg.vector_norm(x - mean, dim=dims)
-    return spread
+def _scale_and_shift(space: int, channels: int, made: int) -> Any:
+    shape = (1, channels, *[1] * space)
+    return (lambda x, scale, shift: torch.addcmul(shift, x, scale)), [torch.ones(shape), torch.zeros(shape)]
+
+
+class _Statistics(torch.autograd.Function):
+    """The moments of a tile, and their gradient at it, as a stage with a reduction takes them."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.moments = Moments(Value("x", tuple(x.shape), x.dtype, tuple(range(2, x.dim()))), over_batch=False)
+        result: Tensor = ctx.moments.finish(ctx.moments.partial(x))
+        ctx.save_for_backward(x, result)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        x, result = ctx.saved_tensors
+        pulled: Tensor = x + ctx.moments.pull(x, result, gradient)
+        return pulled
 
 
 def _macs(kernel: int, depthwise: bool = False) -> Callable[[Tensor, Tensor], float]:
@@ -152,33 +190,35 @@ def _moved(x: Tensor, y: Tensor) -> float:
     return 4.0 * (x.numel() + y.numel())
 
 
-_CASES: dict[str, _Case] = {
-    "convolution 2d": _Case(_convolution(3), 2, 64, 64, 1, _macs(3)),
-    "1x1 convolution 2d": _Case(_convolution(1), 2, 128, 128, 1, _macs(1)),
-    "strided convolution 2d": _Case(_convolution(3, 2), 2, 64, 128, 1 / 4, _macs(3)),
-    "first convolution 2d": _Case(_convolution(7, 2), 2, 3, 64, 1 / 4, _macs(7), of_input=False),
-    "depthwise convolution 2d": _Case(_convolution(7, 1, True), 2, 96, 96, 1, _macs(7, True)),
-    "transposed convolution 2d": _Case(_transposed, 2, 64, 32, 4, lambda x, y: float(y.numel() * x.shape[1])),
-    "convolution 3d": _Case(_convolution(3), 3, 32, 32, 1, _macs(3)),
-    "1x1 convolution 3d": _Case(_convolution(1), 3, 32, 16, 1, _macs(1)),
-    "strided convolution 3d": _Case(_convolution(3, 2), 3, 32, 64, 1 / 8, _macs(3)),
-    "first convolution 3d": _Case(_convolution(3), 3, 1, 32, 1, _macs(3), of_input=False),
-    "depthwise convolution 3d": _Case(_convolution(3, 1, True), 3, 32, 32, 1, _macs(3, True)),
-    "transposed convolution 3d": _Case(_transposed, 3, 64, 32, 8, lambda x, y: float(y.numel() * x.shape[1])),
-    "pointwise": _Case(_plain(torch.relu), 2, 64, 64, 1, _moved),
-    "transcendental": _Case(_plain(F.gelu), 2, 64, 64, 1, _moved),
-    "affine": _Case(_frozen_norm, 2, 64, 64, 1, _moved),
-    "layer norm": _Case(_plain(_over_channels), 2, 64, 64, 1, _moved),
-    "statistics": _Case(_plain(_moments), 2, 64, 64, 1, _moved),
-    "copy": _Case(_plain(lambda x: torch.cat([x, x], 1)), 2, 32, 64, 1, _moved),
-    "max pool 2d": _Case(_plain(lambda x: F.max_pool2d(x, 3, 2, 1)), 2, 64, 64, 1 / 4, _moved),
-    "max pool 3d": _Case(_plain(lambda x: F.max_pool3d(x, 2)), 3, 32, 32, 1 / 8, _moved),
-    "average pool": _Case(_plain(lambda x: F.avg_pool2d(x, 2)), 2, 64, 64, 1 / 4, _moved),
-    "nearest": _Case(_plain(lambda x: F.interpolate(x, scale_factor=2)), 2, 64, 64, 4, _moved),
-    "interpolation 2d": _Case(
-        _plain(lambda x: F.interpolate(x, scale_factor=2, mode="bilinear")), 2, 64, 64, 4, _moved
-    ),
-    "interpolation 3d": _Case(
+CASES: dict[str, Case] = {
+    "convolution 2d": Case(_convolution(3), 2, 64, 64, 1, _macs(3)),
+    "1x1 convolution 2d": Case(_convolution(1), 2, 128, 128, 1, _macs(1)),
+    "strided convolution 2d": Case(_convolution(3, 2), 2, 64, 128, 1 / 4, _macs(3)),
+    "first convolution 2d": Case(_convolution(7, 2), 2, 3, 64, 1 / 4, _macs(7), of_input=False),
+    "depthwise convolution 2d": Case(_convolution(7, 1, True), 2, 96, 96, 1, _macs(7, True)),
+    "transposed convolution 2d": Case(_transposed, 2, 64, 32, 4, lambda x, y: float(y.numel() * x.shape[1])),
+    "convolution 3d": Case(_convolution(3), 3, 32, 32, 1, _macs(3)),
+    "1x1 convolution 3d": Case(_convolution(1), 3, 64, 64, 1, _macs(1)),
+    "strided convolution 3d": Case(_convolution(3, 2), 3, 32, 64, 1 / 8, _macs(3)),
+    "first convolution 3d": Case(_convolution(3), 3, 1, 32, 1, _macs(3), of_input=False),
+    "depthwise convolution 3d": Case(_convolution(3, 1, True), 3, 32, 32, 1, _macs(3, True)),
+    "transposed convolution 3d": Case(_transposed, 3, 64, 32, 8, lambda x, y: float(y.numel() * x.shape[1])),
+    "pointwise": Case(_plain(torch.relu), 2, 64, 64, 1, _moved),
+    "transcendental": Case(_plain(F.gelu), 2, 64, 64, 1, _moved),
+    "scale and shift": Case(_scale_and_shift, 2, 64, 64, 1, _moved),
+    "affine": Case(_frozen_norm, 2, 64, 64, 1, _moved),
+    "layer norm": Case(_plain(_over_channels), 2, 64, 64, 1, _moved),
+    "statistics": Case(_plain(_Statistics.apply), 2, 64, 64, 1, lambda x, y: 4.0 * x.numel()),
+    "copy": Case(_plain(lambda x: torch.cat([x, x], 1)), 2, 32, 64, 1, _moved),
+    "max pool 2d": Case(_plain(lambda x: F.max_pool2d(x, 3, 2, 1)), 2, 64, 64, 1 / 4, _moved),
+    "max pool 3d": Case(_plain(lambda x: F.max_pool3d(x, 2)), 3, 32, 32, 1 / 8, _moved),
+    "average pool": Case(_plain(lambda x: F.avg_pool2d(x, 2)), 2, 64, 64, 1 / 4, _moved),
+    "nearest": Case(_plain(lambda x: F.interpolate(x, scale_factor=2)), 2, 64, 64, 4, _moved),
+    "interpolation 2d": Case(_plain(lambda x: F.interpolate(x, scale_factor=2, mode="bilinear")), 2, 64, 64, 4, _moved),
+    "interpolation 3d": Case(
         _plain(lambda x: F.interpolate(x, scale_factor=2, mode="trilinear")), 3, 32, 32, 8, _moved
     ),
 }
+CASES |= {
+    few.kind: replace(CASES[kind], channels=few.channels, made=few.channels) for kind, few in FEW.items()
+}  # the same with few channels

@@ -32,6 +32,7 @@ class Option:
         tile: pixels of the target per axis.
         tiles: how many run.
         forward, again, backward: seconds of all tiles: without autograd; once more for the gradient; the gradient.
+        fresh: seconds that the memory of kept graphs takes, which no tile had before.
         running: bytes at the height of a tile's forward.
         saved: bytes that autograd keeps of one tile.
         working: bytes at the height of the backward of one tile that is computed again.
@@ -42,6 +43,7 @@ class Option:
     forward: float
     again: float
     backward: float
+    fresh: float
     running: int
     saved: int
     working: int
@@ -54,7 +56,7 @@ class Option:
     @property
     def keep(self) -> float:
         """Seconds of a step whose tiles keep their autograd graphs."""
-        return self.forward + self.backward
+        return self.forward + self.backward + self.fresh
 
     @property
     def kept(self) -> int:
@@ -187,10 +189,12 @@ class Piece:
         shares = np.array([self.running(tile) for tile in tiles])
         counts = np.ceil(counts * shares)
         forward, last, backward = (seconds * shares for seconds in (forward, last, backward))
-        columns = (counts, forward, forward - last, backward, running, saved, working)
+        # The rates of one whole tile, which is large, have it in them.
+        fresh = saved * counts * self._memory[1] * (counts > 1)
+        columns = (counts, forward, forward - last, backward, fresh, running, saved, working)
         return [
-            Option(tile, int(n), float(f), float(a), float(b), int(r), int(s), int(w))
-            for tile, n, f, a, b, r, s, w in zip(tiles, *columns, strict=True)
+            Option(tile, int(n), float(f), float(a), float(b), float(m), int(r), int(s), int(w))
+            for tile, n, f, a, b, m, r, s, w in zip(tiles, *columns, strict=True)
         ]
 
     def _seconds(self, typical: Array, total: Array, counts: Array, along: list[Array]) -> tuple[Array, Array, Array]:
@@ -210,12 +214,15 @@ class Piece:
             if kind == "free":
                 continue
             size = touched[:, positions]
-            work = np.array([units_of(self.nodes[k], kind) for k in positions])
-            units = total[:, made][:, positions] * work if work.any() else moved[:, positions]
+            work = np.array([units_of(self.nodes[k], kind, times) for k in positions])
+            results, transfers = total[:, made][:, positions], moved[:, positions]
             # Rates are those of float32; other dtypes move, and roughly compute, by their width.
-            width = self._itemsizes[made][positions] / 4 if work.any() else 1.0
-            ahead = units * width * times.rate(kind, False, size)
-            back = units * width * times.rate(kind, True, size)
+            width = self._itemsizes[made][positions] / 4
+            done = [results * width * each if work.any() else transfers for each in work.T]
+            ahead, back = (
+                times.seconds(kind, backward, size, units, transfers)
+                for backward, units in zip((False, True), done, strict=True)
+            )
             for column, k in enumerate(positions):
                 node = self.nodes[k]
                 slow = self._slowness(node, along)
@@ -228,8 +235,8 @@ class Piece:
         out = all_bytes[:, self._at[self.target.name]]
         for _ in self.reductions:
             size = bytes_of[:, self._at[self.target.name]]
-            forward = forward + out * times.rate("statistics", False, size)
-            backward = backward + out * times.rate("statistics", True, size)
+            forward = forward + times.seconds("statistics", False, size, out, out)
+            backward = backward + times.seconds("statistics", True, size, out, out)
         return self._with_copies(forward, last, backward, out, all_bytes, counts)
 
     def _with_copies(

@@ -19,7 +19,7 @@ from .place import bring_home, fastest, place_maps, step_seconds
 from .saved import SavedPlan
 from .search import BudgetError, Steps, search
 from .stages import Globals, Stage, build_steps, stage_of
-from .times import times_of
+from .times import layout_of, times_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -96,7 +96,7 @@ class Plan:
     @cached_property
     def seconds(self) -> float:
         """The predicted seconds of a training step, by the constants of its device (:mod:`streamingcnn.plan.times`)."""
-        return step_seconds(self.graph, self.steps, times_of(self.graph.device), self.sharing)
+        return step_seconds(self.graph, self.steps, times_of(self.graph.device, layout_of(self.graph)), self.sharing)
 
     @cached_property
     def receptive_field(self) -> tuple[int, ...]:
@@ -243,7 +243,7 @@ def possible(
 
 def _searched(graph: Graph, memory: int, image_tile: Sequence[int] | None, where: str, content: Content) -> Steps:
     """The fastest plan within a budget; "auto" weighs the device alone against the device and the host."""
-    times, plans, smallest = times_of(graph.device), list[Steps](), list[BudgetError]()
+    times, plans, smallest = times_of(graph.device, layout_of(graph)), list[Steps](), list[BudgetError]()
     for place in ("device", "host") if where == "auto" else (where,):
         try:
             plans.append(search(graph, memory, times, image_tile, place, content))

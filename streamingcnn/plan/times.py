@@ -10,8 +10,16 @@ cache runs fast, what does not waits for memory, and a large fresh tensor costs 
               +------------------------  log(bytes of input and result)
                1 MiB   8    48   160
 
-That is why streaming can beat plain PyTorch: its tiles stay to the left. The built-in constants are those of one
-thread of an AMD EPYC; ``calibrate()`` measures a device's own and keeps them in the user's cache folder.
+That is why streaming can beat plain PyTorch: its tiles stay to the left. A convolution's rate also depends on how many
+channels it has, in two ways:
+
+- A processor multiplies so many numbers at once (*lanes*): 8 channels take as long as 16 where it takes 16.
+- Whatever its channels, each number of its input and result is moved, and brought into another order where the image is
+  contiguous. So a convolution is measured with many channels and with few, and its rate lies between the two as its
+  multiply-adds for every byte do.
+
+Rates are measured once for contiguous images and once for channels_last. The built-in ones are those of one thread of
+an AMD EPYC; ``calibrate()`` measures a device's own and keeps them in the user's cache folder.
 """
 
 from __future__ import annotations
@@ -28,21 +36,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..graph import Local
+from ..graph import Graph, Local
 from ..ops.axes import Window
+from .rates import BUILT_IN_RATES, FEW, SIZES, Rate
 
 Array = NDArray[np.float64]
-
-#: Bytes of input and result together at which rates are measured.
-SIZES = tuple(mib << 20 for mib in (1, 8, 48, 160))
-
-
-@dataclass(frozen=True)
-class Rate:
-    """Nanoseconds a unit at each of :data:`SIZES`, forward and backward."""
-
-    forward: tuple[float, ...]
-    backward: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -53,12 +51,14 @@ class Times:
         rates: by kind of operation.
         call: seconds that a call of an operation takes however small it is, in forward; in backward twice that.
         tile: seconds that a tile takes beside its operations.
+        lanes: channels of a convolution are padded to a multiple of it.
     """
 
     rates: dict[str, Rate]
     call: float = 8e-6
     tile: float = 150e-6
     source: str = "built in"
+    lanes: int = 1
     _tables: dict[tuple[str, bool], Array] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def rate(self, kind: str, backward: bool, size: Array) -> Array:
@@ -68,6 +68,32 @@ class Times:
             rate = self.rates[kind]
             self._tables[key] = np.asarray(rate.backward if backward else rate.forward) * 1e-9
         return np.interp(np.log2(np.maximum(size, 1.0)), _LOG_SIZES, self._tables[key])
+
+    def seconds(self, kind: str, backward: bool, size: Array, units: Array, moved: Array) -> Array:
+        """Seconds of operations that touch ``size`` bytes at a time.
+
+        Args:
+            kind: what they are (:func:`kind_of`).
+            backward: of their gradient.
+            size: bytes that one call touches.
+            units: multiply-adds of a convolution (:func:`units_of`), or bytes moved.
+            moved: bytes moved by all calls.
+        """
+        rate = self.rate(kind, backward, size)
+        if kind not in FEW:
+            return units * rate
+        few = FEW[kind]
+        low, high = (few.intensity(channels, self.lanes) for channels in (few.channels, few.many_channels))
+        # Multiply-adds a byte; with fewer than measured it is the bytes alone that take their time.
+        intensity = np.maximum(units, 1e-9) / np.maximum(moved, 1e-9)
+        many = np.clip(np.log2(intensity / low) / np.log2(high / low), 0.0, 1.0)
+        scarce = np.maximum(low / intensity, 1.0)
+        found: Array = units * (many * rate + (1 - many) * scarce * self.rate(few.kind, backward, size))
+        return found
+
+    def padded(self, channels: int) -> float:
+        """How many times the channels are that a convolution computes."""
+        return -(-channels // self.lanes) * self.lanes / channels
 
 
 _LOG_SIZES = np.log2(np.asarray(SIZES, dtype=np.float64))
@@ -88,8 +114,9 @@ def kind_of(node: Local) -> str:
         return "average pool"
     if op.startswith("upsample"):
         return "nearest" if "nearest" in op else f"interpolation {space}d"
-    if "batch_norm" in op or "norm" in op:
-        return "layer norm" if "layer" in op else "affine"
+    if "norm" in op:
+        frozen = "affine" if node.rule.affine is not None else "scale and shift"
+        return "layer norm" if "layer" in op else frozen
     if op in ("linear", "matmul", "addmm"):
         return f"1x1 convolution {space}d"
     if op == "cat" or "pad" in op:
@@ -112,61 +139,58 @@ def _kind_of_convolution(node: Local, space: int) -> str:
     return f"strided convolution {space}d" if any(m.stride > 1 for m in maps) else f"convolution {space}d"
 
 
-def units_of(node: Local, kind: str) -> float:
-    """Multiply-adds per element of the result, or 0 for operations that are counted by bytes moved."""
-    return node.rule.work if "convolution" in kind else 0.0
+def units_of(node: Local, kind: str, times: Times) -> tuple[float, float]:
+    """Multiply-adds per element of the result, forward and backward; 0 where an operation is counted by bytes moved."""
+    if "convolution" not in kind:
+        return 0.0, 0.0
+    work = float(node.rule.work)
+    if "depthwise" in kind:
+        return work, work
+    made = times.padded(node.value.shape[1])
+    # The gradient of the input makes as many channels as came in; that of the filters is made of both.
+    read = 1.0 if "first" in kind else times.padded(node.rule.reads[0].value.shape[1])
+    return work * made, work * max(made, read)
 
 
-#: One thread of an AMD EPYC (1 MiB of L2, 32 MiB of L3), torch 2.13, float32.
-BUILT_IN = Times(
-    {
-        "convolution 2d": Rate((0.0085, 0.0082, 0.0082, 0.0112), (0.0184, 0.0215, 0.0235, 0.0240)),
-        "1x1 convolution 2d": Rate((0.0185, 0.0200, 0.0227, 0.0326), (0.0428, 0.0499, 0.0520, 0.0700)),
-        "strided convolution 2d": Rate((0.0089, 0.0088, 0.0090, 0.0120), (0.0204, 0.0285, 0.0609, 0.0672)),
-        "first convolution 2d": Rate((0.0085, 0.0085, 0.0170, 0.0201), (0.0113, 0.0143, 0.0142, 0.0140)),
-        "depthwise convolution 2d": Rate((0.0181, 0.0150, 0.0185, 0.0584), (0.1766, 0.2023, 0.4189, 0.5646)),
-        "transposed convolution 2d": Rate((0.0123, 0.0090, 0.0300, 0.0348), (0.0265, 0.0273, 0.0395, 0.0549)),
-        "convolution 3d": Rate((0.0150, 0.0130, 0.0130, 0.0190), (0.0290, 0.0275, 0.0340, 0.0400)),
-        "1x1 convolution 3d": Rate((0.0266, 0.0284, 0.0735, 0.0893), (0.0876, 0.1150, 0.1975, 0.3944)),
-        "strided convolution 3d": Rate((0.0087, 0.0103, 0.0179, 0.0259), (0.0280, 0.0309, 0.0625, 0.0758)),
-        "first convolution 3d": Rate((0.0560, 0.0900, 0.1000, 0.2000), (0.5800, 0.1700, 0.1400, 0.2000)),
-        "depthwise convolution 3d": Rate((0.0497, 0.0607, 0.4234, 0.4515), (1.2710, 1.2710, 1.2710, 1.3566)),
-        "transposed convolution 3d": Rate((0.0265, 0.0500, 0.1400, 0.1553), (0.0304, 0.0419, 0.1255, 0.1300)),
-        "pointwise": Rate((0.0100, 0.0106, 0.0189, 0.2139), (0.0250, 0.0260, 0.0432, 0.2200)),
-        "transcendental": Rate((0.0480, 0.0459, 0.0476, 0.2624), (0.0820, 0.0784, 0.0822, 0.3236)),
-        "affine": Rate((0.0210, 0.0212, 0.0240, 0.2479), (0.0480, 0.0402, 0.1200, 0.2700)),
-        "layer norm": Rate((0.1300, 0.1243, 0.1310, 0.3487), (0.0426, 0.0428, 0.0508, 0.2876)),
-        "statistics": Rate((0.1850, 0.1969, 0.4000, 0.8000), (0.0500, 0.0600, 0.1200, 0.3000)),
-        "copy": Rate((0.0120, 0.0110, 0.0242, 0.2925), (0.0250, 0.0220, 0.0312, 0.0340)),
-        "max pool 2d": Rate((0.0606, 0.0600, 0.0669, 0.1300), (0.0700, 0.0900, 0.2500, 0.3884)),
-        "max pool 3d": Rate((0.7074, 0.7350, 0.7355, 0.8291), (0.0595, 0.0932, 0.3000, 0.4143)),
-        "average pool": Rate((0.0212, 0.0210, 0.0308, 0.0337), (0.0427, 0.0511, 0.0800, 0.3661)),
-        "nearest": Rate((0.0195, 0.0156, 0.2000, 0.3547), (0.0318, 0.0366, 0.0400, 0.0465)),
-        "interpolation 2d": Rate((0.0378, 0.0349, 0.0469, 0.3658), (0.0716, 0.0767, 0.0859, 0.0887)),
-        "interpolation 3d": Rate((0.9659, 0.8576, 0.8600, 1.1936), (0.9500, 0.9500, 0.9500, 0.9500)),
-    }
-)
+def lanes_of(device: torch.device) -> int:
+    """How many float32 numbers one instruction of the processor takes; 1 where that is not known."""
+    if device.type != "cpu":
+        return 1
+    capability = torch.backends.cpu.get_cpu_capability()
+    return {"AVX512": 16, "AVX2": 8}.get(capability, 1)
 
 
-def times_of(device: torch.device) -> Times:
-    """The constants of a device: its own where ``calibrate()`` has measured them, else the built-in ones."""
-    return _times(str(cache_file(device)), torch.get_num_threads())
+def layout_of(graph: Graph) -> str:
+    """Whether a graph's convolutions run in channels_last, as they do where the image or a filter comes so."""
+    values = (graph.nodes[name].value for name in graph.strides)
+    images = [v for v in values if len(v.shape) in (4, 5) and prod(v.shape[2:]) > 1]
+    return "channels_last" if any(graph.strides[v.name][1] == 1 for v in images) else "contiguous"
+
+
+def times_of(device: torch.device, layout: str = "contiguous") -> Times:
+    """The constants of a device: its own where ``calibrate()`` has measured them, else the built-in ones.
+
+    ``layout`` is "contiguous" or "channels_last" (:func:`layout_of`).
+    """
+    return _times(str(cache_file(device)), layout, torch.get_num_threads(), lanes_of(device))
 
 
 @lru_cache(maxsize=16)
-def _times(path: str, threads: int) -> Times:
+def _times(path: str, layout: str, threads: int, lanes: int) -> Times:
+    built_in = BUILT_IN_RATES[layout]
     try:
         stored = json.loads(Path(path).read_text())
         rates = {
-            kind: Rate(tuple(given["forward"]), tuple(given["backward"])) for kind, given in stored["rates"].items()
+            kind: Rate(tuple(given["forward"]), tuple(given["backward"]))
+            for kind, given in stored["rates"][layout].items()
         }
-        if rates.keys() == BUILT_IN.rates.keys() and all(
+        if rates.keys() == built_in.keys() and all(
             len(sizes) == len(SIZES) for rate in rates.values() for sizes in (rate.forward, rate.backward)
         ):
-            return Times(rates, float(stored["call"]), float(stored["tile"]), path)
+            return Times(rates, float(stored["call"]), float(stored["tile"]), path, lanes)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass  # absent, or of another version: measured again by the next calibration
-    return Times({kind: _shared(rate, threads) for kind, rate in BUILT_IN.rates.items()})
+    return Times({kind: _shared(rate, threads) for kind, rate in built_in.items()}, lanes=lanes)
 
 
 def _shared(rate: Rate, threads: int) -> Rate:
