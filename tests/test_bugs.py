@@ -30,6 +30,8 @@ from streamingcnn.models import GMIC, ResNet
 from streamingcnn.models.gmic import GMICLoss
 from streamingcnn.models.gmic.depth import by_slices
 from streamingcnn.models.resnet import BasicBlock
+from streamingcnn.ops.reductions import Moments
+from streamingcnn.ops.rule import Value
 from streamingcnn.plan.choose import choose_tiles
 from streamingcnn.plan.peak import exact_peak
 from streamingcnn.plan.plan import make_plan
@@ -293,3 +295,15 @@ def test_a_large_first_layer_is_cut_where_its_gradient_would_be_slow() -> None:
     image = torch.empty(1, 3, 3072, 3072, device="meta", memory_format=torch.channels_last)
     (stage,) = make_plan(capture(net, (image,), {}), memory=2**33).stages
     assert 64 * math.prod(stage.tile) < 2**27
+
+
+@pytest.mark.parametrize("groups", [None, 4])
+def test_statistics_in_channels_last_are_as_exact_as_elsewhere(groups: int | None) -> None:
+    """A norm adds squares one after the other in channels_last: variances were 1e-5 off, at five times the time."""
+    x = torch.randn(1, 16, 32, 48, 64, generator=torch.Generator().manual_seed(0))
+    moments = Moments(Value("x", tuple(x.shape), x.dtype, (2, 3, 4)), over_batch=False, groups=groups)
+    count, mean, squares = moments.partial(x.contiguous(memory_format=torch.channels_last_3d))
+    wide = x.double().unflatten(1, (groups or 16, -1))
+    expected = wide.var((2, 3, 4, 5), unbiased=False), wide.mean((2, 3, 4, 5))
+    assert squares / count == pytest.approx(expected[0], rel=1e-6)
+    assert mean == pytest.approx(expected[1], abs=1e-6)

@@ -120,13 +120,17 @@ class Moments:
         return tile.unflatten(1, (self.groups, -1)), tuple(range(2, tile.dim() + 1))
 
     def partial(self, tile: Tensor) -> State:
-        x, dims = self._grouped(tile)
-        x = x if x.dtype == torch.float64 else x.float()
-        count = prod(x.shape[d] for d in dims)
-        # Two passes over a tile that is in the cache: seven times as fast on a CPU as torch.var_mean.
-        mean = x.mean(dims, keepdim=True)
-        norm = torch.linalg.vector_norm(x - mean, dim=dims)
-        return count, mean.double().reshape(norm.shape), norm.double().square()
+        x = tile if tile.dtype == torch.float64 else tile.float()
+        dims = (*(range(1) if self.over_batch else ()), *range(2, x.dim()))
+        together = 1 if self.groups is None else x.shape[1] // self.groups
+        count = together * prod(x.shape[d] for d in dims)
+        # Two passes over a tile that is in the cache: seven times as fast on a CPU as torch.var_mean. Channels first,
+        # then groups of them, and squares in place of a norm: in channels_last a norm, and sums over some channels, add
+        # one number after the other, five times as slow and 1e-5 off.
+        mean = x.mean(dims).unflatten(-1, (-1, together)).mean(-1)
+        centres = mean.repeat_interleave(together, -1)
+        squares = (x - centres[(..., *(None,) * (x.dim() - 2))]).square_().sum(dims)
+        return count, mean.double(), squares.unflatten(-1, (-1, together)).double().sum(-1)
 
     def merge(self, a: State, b: State) -> State:
         (n, mean, m2), (k, other, other_m2) = a, b
