@@ -149,6 +149,17 @@ def uses(node: Node) -> Iterator[Value]:
         yield from node.uses
 
 
+def requiring(graph: Graph, given: set[str]) -> frozenset[str]:
+    """The values that need a gradient, from the given ones that do."""
+    found = set(given)
+    for name, node in graph.nodes.items():
+        if isinstance(node, Given) or node.op == "detach" or not node.value.dtype.is_floating_point:
+            continue
+        if any(value.name in found for value in uses(node)):
+            found.add(name)
+    return frozenset(found)
+
+
 @dataclass
 class GraphBuilder:
     """Where lowerings put their nodes; also collects every problem, so that all are reported at once."""

@@ -24,12 +24,13 @@ from torch.utils import _pytree as pytree
 
 from streamingcnn.boxes import Box, intersect, relative, sizes
 from streamingcnn.given import device_of, values_given
-from streamingcnn.graph import Graph
+from streamingcnn.graph import Graph, requiring
 from streamingcnn.maps import Gradients
 from streamingcnn.module import StreamingModule
 from streamingcnn.ops.rule import Value
 from streamingcnn.plan.stages import Stage
-from streamingcnn.runner import Record, Runner, requiring
+from streamingcnn.record import Record
+from streamingcnn.runner import Runner
 from streamingcnn.signature import Sharing, share
 from streamingcnn.sources.source import Source, constant_blocks_of
 

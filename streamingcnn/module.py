@@ -22,7 +22,7 @@ from .compiled import Compiler
 from .errors import StepMemoryError
 from .fingerprint import capture_key
 from .given import content_of, device_of, stood_in, values_given
-from .graph import Graph
+from .graph import Graph, requiring
 from .maps import Sink, SourceMap
 from .ops.rule import Value
 from .part import Part
@@ -31,7 +31,7 @@ from .plan.plan import Plan, check_tile, make_plan, possible
 from .plan.saved import SavedPlan, chosen
 from .predict import predict, writing
 from .probe import refuse_early
-from .runner import Runner, requiring
+from .runner import Runner
 from .signature import Content, Sharing, TilesRun, share
 from .sources.source import said_by
 from .stream import Job, StreamFunction

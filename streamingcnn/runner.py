@@ -24,10 +24,9 @@ Rule 5. A tile that stands for n (see signature.py) runs once. Its state enters 
 from __future__ import annotations
 
 import contextlib
-import itertools
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Container, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,79 +34,19 @@ from torch import Tensor
 from .alone import ALONE, Alone
 from .boxes import Box
 from .compiled import Compiler
-from .graph import Given, Graph, Plain, uses
-from .maps import DenseMap, Gradients, Map, Sink, SourceMap
+from .graph import Given, Graph, Plain
+from .maps import DenseMap, Gradients, Map, Sink
 from .ops.reductions import repeated
 from .ops.rule import Value, replace_values
 from .places import DEVICE, Place, Wanted, open_places
 from .plan.cost import map_bytes
 from .plan.stages import Globals, Program, Stage
+from .reading import reading_ahead
+from .record import Pull, Record, RunTile
 from .remaining import remaining
 from .sides import Sides, leaf
 from .signature import Sharing
 from .tile import run_tile
-
-if TYPE_CHECKING:
-    from .ops.reductions import Reduction
-
-
-@contextlib.contextmanager
-def reading_ahead(stage: Stage, maps: Mapping[str, Map], tiles: Iterable[Box]) -> Iterator[None]:
-    """Have what a stage's tiles will read of sources read ahead, for as long as they run."""
-    sources = [found for value in stage.frontier if isinstance(found := maps.get(value.name), SourceMap)]
-    # Each source looks at the tiles by itself; they are few numbers each.
-    for source, boxes in zip(sources, itertools.tee(tiles, len(sources)) if sources else (), strict=True):
-        source.expect(_reads(stage, source.value, boxes))
-    try:
-        yield
-    finally:
-        for source in sources:
-            source.rest()
-
-
-def _reads(stage: Stage, value: Value, tiles: Iterable[Box]) -> Iterator[Box]:
-    """The boxes of a value that tiles read, in their order."""
-    for tile in tiles:
-        for read, box in stage.program(tile).reads:
-            if read is value:
-                yield box
-
-
-def requiring(graph: Graph, given: set[str]) -> frozenset[str]:
-    """The values that need a gradient, from the given ones that do."""
-    found = set(given)
-    for name, node in graph.nodes.items():
-        if isinstance(node, Given) or node.op == "detach" or not node.value.dtype.is_floating_point:
-            continue
-        if any(value.name in found for value in uses(node)):
-            found.add(name)
-    return frozenset(found)
-
-
-@dataclass
-class RunTile:
-    """A tile that was run: what it read, and its result, which may hold an autograd graph."""
-
-    reads: list[tuple[Value, Box, Tensor]]
-    result: Tensor
-
-
-@dataclass
-class Record:
-    """All that backward needs of one forward."""
-
-    maps: dict[str, Map] = field(default_factory=dict)
-    env: dict[str, Any] = field(default_factory=dict)
-    groups: dict[Globals, tuple[dict[str, Tensor], dict[str, Tensor]]] = field(default_factory=dict)
-    kept: dict[Stage, tuple[Sides, dict[Box, RunTile]]] = field(default_factory=dict)
-    versions: dict[str, int] = field(default_factory=dict)
-    places: dict[str, Place] = field(default_factory=dict)
-    sharing: Sharing = field(default_factory=Sharing)
-
-    def clear(self) -> None:
-        """Let go of everything."""
-        for held in (self.maps, self.env, self.groups, self.kept, self.versions, self.places):
-            held.clear()
 
 
 @dataclass(eq=False)
@@ -456,28 +395,6 @@ class Runner:
         for (value, part, _), one in zip(leaves, pulled, strict=False):
             gradients.add_box(value, part, one)
         sides.add(pulled[len(leaves) :])
-
-
-@dataclass
-class Pull:
-    """The gradient that arrives at a stage's target: of its map, and of the sums over it."""
-
-    target: Value
-    of_map: Callable[[Box], Tensor] | None
-    of_sums: list[tuple[Reduction, Tensor, Tensor]]
-    map: Map | None
-
-    def at(self, box: Box, tile: Tensor | None, count: int = 1) -> Tensor:
-        """The gradient at one tile, or at all those together that it stands for; sums need the tile's values."""
-        gradient = None if self.of_map is None else self.of_map(box)
-        values = self.map.read(box) if self.map is not None else None if tile is None else tile.detach()
-        for reduction, result, of_sum in self.of_sums:
-            assert values is not None
-            pulled = reduction.pull(values, result, of_sum).expand_as(values)
-            pulled = pulled if count == 1 else pulled * count
-            gradient = pulled if gradient is None else gradient + pulled
-        assert gradient is not None
-        return gradient
 
 
 def run_plain(node: Plain, get: Callable[[Value], Any]) -> Any:

@@ -17,7 +17,8 @@ from torch import Tensor
 from .budget import guarded
 from .errors import DoubleBackwardError, StepMemoryError
 from .ops.rule import Value
-from .runner import Record, Runner
+from .record import Record
+from .runner import Runner
 from .signature import Sharing
 
 

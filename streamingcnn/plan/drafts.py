@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from ..graph import Given, Graph, Plain, Reduced
+from ..graph import Given, Graph, Plain, Reduced, requiring
 from ..ops.rule import Value
-from ..runner import requiring
 from ..signature import NOTHING, Content, share
 from .align import align, power_of_two
 from .choose import candidates, feeding_statistics, tile_of

@@ -13,9 +13,8 @@ from math import prod
 
 import numpy as np
 
-from ..graph import Graph, Local, Reduced
+from ..graph import Graph, Local, Reduced, requiring
 from ..ops.rule import Value
-from ..runner import requiring
 from ..signature import Sharing
 from .held import Held
 from .lengths import Lengths

@@ -8,9 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..graph import Graph, Local
+from ..graph import Graph, Local, requiring
 from ..ops.rule import Value
-from ..runner import requiring
 from ..signature import NOTHING, Content, Sharing
 from .align import align
 from .choose import choose_stored, choose_tiles

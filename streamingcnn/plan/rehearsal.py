@@ -31,11 +31,12 @@ from torch import Tensor
 
 from ..alone import ALONE, Alone
 from ..boxes import Box
-from ..graph import Given, Graph
+from ..graph import Given, Graph, requiring
 from ..maps import Gradients, Map
 from ..ops.rule import Value
 from ..places import Nowhere, Place
-from ..runner import Pull, Record, Runner, RunTile, requiring
+from ..record import Pull, Record, RunTile
+from ..runner import Runner
 from ..sides import Sides
 from ..signature import Sharing
 from ..stream import Job, StreamFunction

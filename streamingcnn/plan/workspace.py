@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
+from ..graph import requiring
 from ..memory import LiveBytes
 from ..ops.rule import Value
-from ..runner import requiring
 from ..sides import Sides
 from ..tile import run_tile
 from .cost import typical_box
