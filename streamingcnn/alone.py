@@ -54,9 +54,9 @@ class Alone:
         """Take such an input back for the backward."""
         maps[value.name] = DenseMap(value, tensor)
 
-    def made(self, value: Value, place: Place = DEVICE) -> Any:
-        """The map that a stage writes."""
-        return DenseMap(value, place=place)
+    def made(self, value: Value, place: Place = DEVICE, contiguous: bool = False) -> Any:
+        """The map that a stage writes; ``contiguous`` whatever its tiles are."""
+        return DenseMap(value, place=place, contiguous=contiguous)
 
     def pass_on(self, made: Any) -> None:
         """A map is complete."""

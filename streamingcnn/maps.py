@@ -14,14 +14,13 @@ from torch import Tensor
 
 from .ahead import Ahead, Clock, Reading
 from .boxes import Box, full
+from .layout import MEMORY_FORMATS
 from .ops.rule import Value, along
 from .places import DEVICE, Place
 from .sources.source import Source, said_by
 
 if TYPE_CHECKING:
     from .pages import PagedGradient, Table
-
-MEMORY_FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 class Map(Protocol):
@@ -59,11 +58,15 @@ class Sink(Protocol):
 
 
 def empty_like_tile(
-    tile: Tensor, shape: tuple[int, ...], place: Place = DEVICE, dtype: torch.dtype | None = None
+    tile: Tensor,
+    shape: tuple[int, ...],
+    place: Place = DEVICE,
+    dtype: torch.dtype | None = None,
+    contiguous: bool = False,
 ) -> Tensor:
-    """An uninitialised map in a place, with a tile's memory format, dtype (unless given) and (on the device) device."""
+    """An uninitialised map in a place, with a tile's memory format and dtype, unless told otherwise, and device."""
     wanted = MEMORY_FORMATS.get(tile.dim())
-    if wanted is None or tile.is_contiguous() or not tile.is_contiguous(memory_format=wanted):
+    if contiguous or wanted is None or tile.is_contiguous() or not tile.is_contiguous(memory_format=wanted):
         wanted = torch.contiguous_format
     return place.empty(shape, tile.dtype if dtype is None else dtype, wanted, tile.device)
 
@@ -126,9 +129,13 @@ class DenseMap:
     [0.0, 1.0]
     """
 
-    def __init__(self, value: Value, tensor: Tensor | None = None, place: Place = DEVICE) -> None:
+    def __init__(
+        self, value: Value, tensor: Tensor | None = None, place: Place = DEVICE, contiguous: bool = False
+    ) -> None:
         assert value.axes is not None
         self.value, self.axes, self._tensor, self.place = value, value.axes, tensor, place
+        #: Whether the map is contiguous, whatever its tiles are.
+        self.contiguous = contiguous
 
     @property
     def tensor(self) -> Tensor:
@@ -155,19 +162,19 @@ class DenseMap:
 
     def write(self, box: Box, tile: Tensor) -> None:
         if self._tensor is None:
-            if self.place.takes_tiles and box == full(self.value.extents):
+            if self.place.takes_tiles and box == full(self.value.extents) and not self.contiguous:
                 self._tensor = tile
                 return
-            self._tensor = empty_like_tile(tile, self.value.shape, self.place)
+            self._tensor = empty_like_tile(tile, self.value.shape, self.place, contiguous=self.contiguous)
         self.place.write(along(self._tensor, self.axes, box), tile)
 
 
 class GradientMap:
     """The gradient of a stored map; it exists from its last consumer's backward to its producer's."""
 
-    def __init__(self, value: Value, place: Place = DEVICE) -> None:
+    def __init__(self, value: Value, place: Place = DEVICE, contiguous: bool = False) -> None:
         assert value.axes is not None
-        self.value, self.axes, self.place = value, value.axes, place
+        self.value, self.axes, self.place, self.contiguous = value, value.axes, place, contiguous
         self._tensor: Tensor | None = None
         self._owned = False
 
@@ -188,10 +195,11 @@ class GradientMap:
     def add(self, box: Box, gradient: Tensor) -> None:
         """Add at a box. A first gradient over the whole map is taken as it is and copied only if more comes."""
         if self._tensor is None:
-            if self.place.takes_tiles and box == full(self.value.extents):
+            if self.place.takes_tiles and box == full(self.value.extents) and not self.contiguous:
                 self._tensor = gradient
                 return
-            self._tensor, self._owned = empty_like_tile(gradient, self.value.shape, self.place).zero_(), True
+            made = empty_like_tile(gradient, self.value.shape, self.place, contiguous=self.contiguous)
+            self._tensor, self._owned = made.zero_(), True
         if not self._owned:
             self._tensor, self._owned = self._tensor.clone(), True
         self.place.add(along(self._tensor, self.axes, box), gradient)
@@ -205,6 +213,8 @@ class Gradients:
 
     def __init__(self, places: Mapping[str, Place] | None = None, tables: Mapping[str, Table] | None = None) -> None:
         self.places, self.tables = places or {}, tables or {}
+        #: The maps whose gradients are contiguous, whatever those of tiles are: what callers gave.
+        self.contiguous: frozenset[str] = frozenset()
         self.maps: dict[str, GradientMap] = {}
         self.paged: dict[str, PagedGradient] = {}
         self.sums: dict[str, Tensor] = {}
@@ -221,7 +231,8 @@ class Gradients:
             self.paged_of(value).add(box, gradient)
         else:
             place = self.places.get(value.name, DEVICE)
-            self.maps.setdefault(value.name, GradientMap(value, place)).add(box, gradient)
+            made = GradientMap(value, place, value.name in self.contiguous)
+            self.maps.setdefault(value.name, made).add(box, gradient)
 
     def reach(self, values: Iterable[Value]) -> None:
         """Note values that a stage's tiles give gradients to, here or on another rank."""

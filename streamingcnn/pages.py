@@ -64,9 +64,9 @@ class Table:
             part = tuple((max(a, c), min(b, d)) for (a, b), (c, d) in zip(box, block, strict=True))
             yield int(self.pages[place]), part, block
 
-    def map_of(self, value: Value) -> PagedMap:
-        """An empty map laid out by this table."""
-        return PagedMap(value, self)
+    def map_of(self, value: Value, contiguous: bool = False) -> PagedMap:
+        """An empty map laid out by this table; as a whole it is ``contiguous`` whatever its pages are."""
+        return PagedMap(value, self, contiguous)
 
     def gradient_of(self, value: Value) -> PagedGradient:
         """The gradient of a map laid out by this table, zero so far."""
@@ -89,9 +89,9 @@ class PagedMap:
     [2.0, 1.0, 2.0]
     """
 
-    def __init__(self, value: Value, table: Table) -> None:
+    def __init__(self, value: Value, table: Table, contiguous: bool = False) -> None:
         assert value.axes is not None
-        self.value, self.axes, self.table = value, value.axes, table
+        self.value, self.axes, self.table, self.contiguous = value, value.axes, table, contiguous
         self.pages: dict[int, Tensor] = {}
 
     def read(self, box: Box) -> Tensor:
@@ -100,7 +100,11 @@ class PagedMap:
         if len(parts) == 1:
             page, part, block = parts[0]
             return along(self.pages[page], self.axes, relative(part, block))
-        made = empty_like_tile(self.pages[parts[0][0]], self.value.shape_at(box))
+        return self._together(box, parts)
+
+    def _together(self, box: Box, parts: list[tuple[int, Box, Box]], contiguous: bool = False) -> Tensor:
+        """The pixels of a box, put together of its parts."""
+        made = empty_like_tile(self.pages[parts[0][0]], self.value.shape_at(box), contiguous=contiguous)
         for page, part, block in parts:
             piece = along(self.pages[page], self.axes, relative(part, block))
             along(made, self.axes, relative(part, box)).copy_(piece)
@@ -116,7 +120,10 @@ class PagedMap:
     @property
     def tensor(self) -> Tensor:
         """The whole map, as an ordinary dense tensor."""
-        return self.read(full(self.value.extents))
+        everything = full(self.value.extents)
+        if self.contiguous:
+            return self._together(everything, list(self.table.parts(everything)), contiguous=True)
+        return self.read(everything)
 
     def detached(self) -> PagedMap:
         """Itself: what callers get is a copy."""

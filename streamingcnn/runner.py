@@ -35,6 +35,7 @@ from .alone import ALONE, Alone
 from .boxes import Box
 from .compiled import Compiler
 from .graph import Given, Graph, Plain
+from .layout import brought_to_channels_last
 from .maps import DenseMap, Gradients, Map, Sink
 from .ops.reductions import repeated
 from .ops.rule import Value, replace_values
@@ -82,6 +83,10 @@ class Runner:
             )
         )
         self.used_after = [self._reads_of(step) for step in self.steps]
+        #: Whether tiles are brought into channels_last, and the maps that are contiguous all the same.
+        self.reorders = brought_to_channels_last(self.graph)
+        plainly = (value for step in self.steps if isinstance(step, Globals) for value in step.reads)
+        self.contiguous = frozenset(v.name for v in (*plainly, *self.outputs) if self.reorders and v.spatial)
         trained = [step for step in self.steps if isinstance(step, Stage) and self._trains(step)]
         # The gradient of statistics needs the map's own values, which a ghost leaves out.
         self.read_in_backward = {value.name for step in trained for value in step.frontier} | {
@@ -221,8 +226,8 @@ class Runner:
             return None
         table = sharing.tables.get(stage.name)
         if table is not None and stage.name not in self.graph.written:
-            return table.map_of(stage.target)
-        return self.owner.made(stage.target, places.get(stage.name, DEVICE))
+            return table.map_of(stage.target, stage.name in self.contiguous)
+        return self.owner.made(stage.target, places.get(stage.name, DEVICE), stage.name in self.contiguous)
 
     def _forward_tile(
         self,
@@ -279,6 +284,8 @@ class Runner:
                     f"the result '{name}' of a streamed module was changed by an in-place operation, but the "
                     "gradient needs it; clone() it before changing it"
                 )
+        if self.reorders:
+            gradients.contiguous = frozenset(value.name for value in self.graph.inputs.values())
         with self.owner.answering(self), self._own_autocast():
             for step in reversed(self.steps):
                 self.now = step, True

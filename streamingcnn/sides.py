@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .layout import brought_to_channels_last, filters_of, in_channels_last
 from .maps import Gradients
 from .ops.rule import Value, replace_values
 from .plan.stages import Stage
@@ -34,14 +35,18 @@ class Sides:
         self._held: dict[str, Any] = {}
         self._trained: list[tuple[Value, Tensor]] = []
         self._made: list[tuple[Tensor, Tensor]] = []
+        # What was made of filters stands in their place; the others are for its making alone.
+        filters = filters_of(stage.nodes) if brought_to_channels_last(stage.graph) else frozenset()
         for value in stage.side:
-            alias = leaf(env[value.name], value.name in needs)
+            given = env[value.name]
+            alias = leaf(in_channels_last(given) if value.name in filters else given, value.name in needs)
             self._held[value.name] = alias
             if value.name in needs:
                 self._trained.append((value, alias))
         with torch.set_grad_enabled(bool(needs)):
             for value, run, arguments in stage.prepared:
                 made = run(*replace_values(arguments, self.get))
+                made = in_channels_last(made) if value.name in filters else made
                 self._held[value.name] = alias = leaf(made, made.requires_grad)
                 if made.requires_grad:
                     self._made.append((made, alias))

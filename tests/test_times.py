@@ -9,12 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from streamingcnn import StreamingModule
 from streamingcnn.capture import capture
 from streamingcnn.plan import calibrate as calibration
 from streamingcnn.plan.calibrate import calibrate
 from streamingcnn.plan.rates import BUILT_IN_RATES, FEW, SIZES
-from streamingcnn.plan.times import Times, cache_file, forget, kind_of, layout_of, times_of, units_of
+from streamingcnn.plan.times import Times, cache_file, forget, kind_of, times_of, units_of
 
 LAYOUTS = tuple(BUILT_IN_RATES)
 
@@ -56,30 +55,6 @@ def test_channels_are_padded_to_the_lanes_of_the_processor() -> None:
     # The same numbers with half the channels are half the multiply-adds, which take as long.
     assert eight == pytest.approx(sixteen, rel=0.35)
     assert all(mine > 1.3 * unpadded for mine, unpadded in zip(eight, narrow, strict=True))
-
-
-@pytest.mark.parametrize(
-    "image, filters, layout",
-    [
-        (torch.contiguous_format, torch.contiguous_format, "contiguous"),
-        (torch.channels_last, torch.contiguous_format, "channels_last"),
-        (torch.contiguous_format, torch.channels_last, "channels_last"),
-    ],
-)
-def test_a_graph_knows_its_layout(image: torch.memory_format, filters: torch.memory_format, layout: str) -> None:
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1)).to(memory_format=filters)  # type: ignore[call-overload]
-    x = torch.empty(1, 3, 16, 16).to(memory_format=image)
-    assert layout_of(capture(net, (x,), {})) == layout
-
-
-def test_max_pooling_is_slow_where_channels_are_not_last() -> None:
-    """ATen's kernel for contiguous images on the CPU takes some ten times as long; a plan should know."""
-    net = nn.MaxPool2d(2)
-    seconds = {}
-    for layout, memory_format in (("contiguous", torch.contiguous_format), ("channels_last", torch.channels_last)):
-        x = torch.rand(1, 16, 256, 256).to(memory_format=memory_format)
-        seconds[layout] = StreamingModule(net, tile=64).plan(x).seconds
-    assert seconds["contiguous"] > 2 * seconds["channels_last"]
 
 
 def test_what_is_measured_is_kept_and_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

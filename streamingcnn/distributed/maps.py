@@ -35,10 +35,20 @@ class PartMap:
         held: the box that it holds, its own among it.
         device: where the rank computes.
         tensor: the pixels of ``own``, where they are given and not written.
+        contiguous: whether what is held is contiguous, whatever its tiles are.
     """
 
-    def __init__(self, value: Value, own: Box, held: Box, device: torch.device, tensor: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        value: Value,
+        own: Box,
+        held: Box,
+        device: torch.device,
+        tensor: Tensor | None = None,
+        contiguous: bool = False,
+    ) -> None:
         assert value.axes is not None
+        self.contiguous = contiguous
         self.value, self.axes, self.own, self.held, self.device = value, value.axes, own, held, device
         self._tensor: Tensor | None = None
         self._pending: Pending | None = None
@@ -48,10 +58,10 @@ class PartMap:
     def write(self, box: Box, tile: Tensor) -> None:
         """Put pixels of the own box."""
         if self._tensor is None:
-            if box == self.held:
+            if box == self.held and not self.contiguous:
                 self._tensor = tile
                 return
-            self._tensor = empty_like_tile(tile, self.value.shape_at(self.held))
+            self._tensor = empty_like_tile(tile, self.value.shape_at(self.held), contiguous=self.contiguous)
         along(self._tensor, self.axes, relative(box, self.held)).copy_(tile)
 
     def _written(self) -> Tensor:

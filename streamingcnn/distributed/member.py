@@ -92,8 +92,9 @@ class Member(Alone):
         if tuple(tensor.shape) == value.shape:
             super().retake(maps, value, tensor)
 
-    def made(self, value: Value, place: Place = DEVICE) -> PartMap:
-        return PartMap(value, self.own(value), self.layout.held[value.name][self.link.rank], self.device)
+    def made(self, value: Value, place: Place = DEVICE, contiguous: bool = False) -> PartMap:
+        held = self.layout.held[value.name][self.link.rank]
+        return PartMap(value, self.own(value), held, self.device, contiguous=contiguous)
 
     def pass_on(self, made: Any) -> None:
         if isinstance(made, PartMap):

@@ -21,11 +21,12 @@ from torch import Tensor
 
 from ..boxes import Box, sizes, volume
 from ..graph import Graph
+from ..layout import layout_of
 from ..ops.rule import Value
 from ..plan.peak import exact_peak
 from ..plan.search import BudgetError, search, smallest
 from ..plan.stages import Globals, Stage
-from ..plan.times import layout_of, times_of
+from ..plan.times import times_of
 from ..signature import Sharing
 from .link import Link, Parcel, Pending
 from .member import Member

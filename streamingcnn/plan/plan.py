@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..graph import Graph, Local, requiring
+from ..layout import layout_of
 from ..ops.rule import Value
 from ..signature import NOTHING, Content, Sharing
 from .align import align
@@ -18,7 +19,7 @@ from .place import bring_home, fastest, place_maps, step_seconds
 from .saved import SavedPlan
 from .search import BudgetError, Steps, search
 from .stages import Globals, Stage, build_steps, stage_of
-from .times import layout_of, times_of
+from .times import times_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -36,7 +36,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..graph import Graph, Local
+from ..graph import Local
 from ..ops.axes import Window
 from .rates import BUILT_IN_RATES, FEW, SIZES, Rate
 
@@ -160,17 +160,10 @@ def lanes_of(device: torch.device) -> int:
     return {"AVX512": 16, "AVX2": 8}.get(capability, 1)
 
 
-def layout_of(graph: Graph) -> str:
-    """Whether a graph's convolutions run in channels_last, as they do where the image or a filter comes so."""
-    values = (graph.nodes[name].value for name in graph.strides)
-    images = [v for v in values if len(v.shape) in (4, 5) and prod(v.shape[2:]) > 1]
-    return "channels_last" if any(graph.strides[v.name][1] == 1 for v in images) else "contiguous"
-
-
 def times_of(device: torch.device, layout: str = "contiguous") -> Times:
     """The constants of a device: its own where ``calibrate()`` has measured them, else the built-in ones.
 
-    ``layout`` is "contiguous" or "channels_last" (:func:`layout_of`).
+    ``layout`` is "contiguous" or "channels_last" (:func:`~streamingcnn.layout.layout_of`).
     """
     return _times(str(cache_file(device)), layout, torch.get_num_threads(), lanes_of(device))
 
