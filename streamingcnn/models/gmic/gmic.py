@@ -69,8 +69,12 @@ def map_of(layer: nn.Conv2d, x: Tensor) -> Tensor:
     ...     map_of(nn.Conv2d(4, 2, 1), torch.zeros(1, 4, 3, 3, dtype=torch.bfloat16)).dtype
     torch.float32
     """
-    with torch.autocast(x.device.type, enabled=False):
-        logits: Tensor = layer(x.to(layer.weight.dtype))
+    kind = x.device.type
+    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+        logits: Tensor = layer(x)
+        return logits
+    with torch.autocast(kind, enabled=False):
+        logits = layer(x.to(layer.weight.dtype))
         return logits
 
 
