@@ -86,6 +86,18 @@ def test_streamed_is_plain(shape: tuple[int, ...], train: bool) -> None:
     assert any(row.kind == "input gradient" and row.norm > 0 for row in rows)
 
 
+@pytest.mark.parametrize("train", [False, True])
+def test_crops_of_several_slices_and_a_learned_fusion_streamed_are_plain(train: bool) -> None:
+    options = {"crop_slices": 3, "fusion": "learned"}
+    plain = small(slices_at_once=None, local=VolumeNet(width=4), **options).train(train)
+    streamed = small(local=VolumeNet(width=4), **options).train(train)
+    streamed.load_state_dict(plain.state_dict())
+    stream(streamed, "ds_net", tile=128)
+    rows = compare(plain, streamed, torch.randn(2, 1, 3, 139, 131, dtype=torch.float64))
+    assert max(row.error for row in rows) <= TOLERANCE
+    assert "fusion_dnn.bias" in {row.name for row in rows if row.norm > 0}
+
+
 def test_batch_norms_that_train_look_at_all_streamed_slices() -> None:
     trunk = ResNet(BasicBlock, (1,), width=4, in_channels=1)
     plain = GMIC3D(crop_shape=(16, 16), crops=1, percent_t=0.5, trunk=trunk, local=ResNet(BasicBlock, (1,), width=4))
