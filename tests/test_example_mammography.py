@@ -93,6 +93,8 @@ def test_every_way_is_trained_judged_and_drawn(
     start(monkeypatch, table, out)
     shown = capsys.readouterr().out
     assert "| GMIC, 1/4 |" in shown and "best choice of GMIC's 2x2 cells" in shown
+    dice = results["GLAM, local at stride 4"]["dice"]["GLAM"]
+    assert f"for a crop of 128; Dice malignant {dice['malignant']:.3f}, benign {dice['benign']:.3f}" in shown
     assert (out / "table.md").read_text() == shown and (out / "table.csv").exists()
 
 

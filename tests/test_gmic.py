@@ -11,8 +11,8 @@ from torch import nn
 
 from streamingcnn import StreamingModule, stream
 from streamingcnn.comparison import compare, run_step
-from streamingcnn.models import GMIC, ResNet
-from streamingcnn.models.gmic import GMICLoss, ResNet22
+from streamingcnn.models import GLAM, GMIC, GMIC3D, ResNet
+from streamingcnn.models.gmic import GLAMLoss, GMICLoss, ResNet22
 from streamingcnn.models.gmic.trunk import PreActivated
 from streamingcnn.models.resnet import BasicBlock
 from streamingcnn.sources import ArraySource
@@ -188,8 +188,9 @@ def test_an_image_smaller_than_a_crop() -> None:
 def test_nan_pixels_give_a_nan_answer_and_no_valid_region() -> None:
     x = torch.randn(1, 1, 160, 128, dtype=torch.float64)
     x[0, 0, 5, 5] = float("nan")
-    result = small().eval()(torch.full_like(x, float("nan")))
-    assert result.prediction.isnan().all() and not result.regions.valid.any()
+    for image in (x, torch.full_like(x, float("nan"))):  # one pixel is seen by every cell of so small a map
+        result = small().eval()(image)
+        assert result.prediction.isnan().all() and not result.regions.valid.any()
 
 
 def test_more_crops_than_the_map_allows() -> None:
@@ -197,6 +198,20 @@ def test_more_crops_than_the_map_allows() -> None:
     assert result.regions.valid.sum() <= 4
     assert (result.attention[~result.regions.valid] == 0).all()
     torch.testing.assert_close(result.attention.sum(), torch.ones((), dtype=torch.float64))
+
+
+@pytest.mark.parametrize("make", [GMIC, GMIC3D, GLAM])
+def test_under_autocast_saliency_is_float32(make: type[GMIC | GMIC3D | GLAM]) -> None:
+    """In bfloat16 a map near one half has steps of 1/256: which cells were highest was chance."""
+    model = make(crop_shape=(64, 64), crops=1, percent_t=0.5)
+    x = torch.randn(1, 1, *((2,) if make is GMIC3D else ()), 192, 160)
+    with torch.autocast("cpu", torch.bfloat16):
+        result: Any = model(x)
+    maps = [result.global_map, result.local_maps] if make is GLAM else [result.saliency]
+    assert all(each.dtype == torch.float32 for each in (*maps, result.prediction if make is GLAM else result.y_global))
+    loss = GLAMLoss()(result, torch.ones(1, 2)) if make is GLAM else GMICLoss()(result, torch.ones(1, 2))
+    loss.backward()
+    assert all(p.grad is None or (p.grad.dtype == p.dtype and p.grad.isfinite().all()) for p in model.parameters())
 
 
 def test_wrong_inputs_say_what_is_needed() -> None:

@@ -86,6 +86,18 @@ def test_streamed_is_plain(shape: tuple[int, ...], train: bool) -> None:
     assert any(row.kind == "input gradient" and row.norm > 0 for row in rows)
 
 
+@pytest.mark.parametrize("train", [False, True])
+def test_crops_of_several_slices_and_a_learned_fusion_streamed_are_plain(train: bool) -> None:
+    options = {"crop_slices": 3, "fusion": "learned"}
+    plain = small(slices_at_once=None, local=VolumeNet(width=4), **options).train(train)
+    streamed = small(local=VolumeNet(width=4), **options).train(train)
+    streamed.load_state_dict(plain.state_dict())
+    stream(streamed, "ds_net", tile=128)
+    rows = compare(plain, streamed, torch.randn(2, 1, 3, 139, 131, dtype=torch.float64))
+    assert max(row.error for row in rows) <= TOLERANCE
+    assert "fusion_dnn.bias" in {row.name for row in rows if row.norm > 0}
+
+
 def test_batch_norms_that_train_look_at_all_streamed_slices() -> None:
     trunk = ResNet(BasicBlock, (1,), width=4, in_channels=1)
     plain = GMIC3D(crop_shape=(16, 16), crops=1, percent_t=0.5, trunk=trunk, local=ResNet(BasicBlock, (1,), width=4))
@@ -156,6 +168,38 @@ def test_crops_of_several_slices_and_a_learned_fusion() -> None:
     assert torch.equal(result.crops[1, 0, 0, :, 0, 0], x[1, 0, beside, top, left])
     GMICLoss(0.1, "mean")(result, torch.tensor([[0.0, 1.0], [1.0, 0.0]])).backward()
     assert model.fusion_dnn.weight.grad is not None
+
+
+@pytest.mark.parametrize("fusion", ["mean", "learned"])
+def test_a_constant_volume_and_more_crops_than_it_allows(fusion: str) -> None:
+    model = small(crops=9, apart=0, fusion=fusion).eval()
+    labels = torch.tensor([[0.0, 1.0]])
+    some = model(torch.randn(1, 1, 2, 128, 128, dtype=torch.float64))
+    assert 0 < some.regions.valid.sum() <= 8 and (some.attention[~some.regions.valid] == 0).all()
+    with torch.no_grad():
+        model.get_parameter("left_postprocess_net.gn_conv_last.weight").zero_()
+    result = model(torch.zeros(1, 1, 2, 128, 128, dtype=torch.float64))
+    assert not result.regions.valid.any() and not result.attention.any()
+    GMICLoss()(result, labels).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_slices_smaller_than_a_crop_are_filled_up_with_their_own_lowest_value() -> None:
+    x = torch.randn(1, 1, 3, 40, 50, dtype=torch.float64)
+    result = small(percent_t=1.0).eval()(x)
+    z = int(result.crop_slices[0, 0])
+    assert torch.equal(result.crops[0, 0, 0, :40, :50], x[0, 0, z])
+    assert (result.crops[0, 0, 0, 40:] == x[0, 0, z].min()).all()
+
+
+def test_nan_pixels_give_a_nan_answer_and_loss() -> None:
+    x = torch.randn(1, 1, 2, 160, 128, dtype=torch.float64)
+    x[0, 0, 1, 5, 5] = float("nan")
+    result = small(activation="sigmoid").eval()(x)
+    assert result.prediction.isnan().all() and not result.regions.valid.any()
+    assert GMICLoss()(result, torch.tensor([[0.0, 1.0]])).isnan()
+    with pytest.raises(ValueError, match="3 channels, and this network was made for 1; give in_channels=3"):
+        small()(torch.zeros(1, 3, 2, 100, 100))
 
 
 def test_wrong_settings_say_what_is_needed() -> None:

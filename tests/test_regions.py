@@ -146,6 +146,17 @@ def test_the_filling_of_a_volume_is_the_lowest_of_its_slice() -> None:
     assert lowest(ArraySource(volume[0]), 1).item() == pytest.approx(volume[0, 0, 1].min().item())
 
 
+def test_nothing_is_copied_to_the_host() -> None:
+    """On tensors without numbers: whoever asks for a number there has an error."""
+    score = score_of(torch.empty(2, 2, 5, 9, 7, device="meta"))
+    found = find_regions(score, (2, 2), 3, thickness=3, apart=1)
+    rows, columns = to_pixels(found.rows, 9, 100), to_pixels(found.columns, 7, 90)
+    for reference in (False, True):
+        image = torch.empty(2, 1, 5, 100, 90, device="meta")
+        cut = crop(image, rows, columns, (32, 32), found.slices[..., None], reference=reference)
+        assert cut.shape == (2, 3, 1, 1, 32, 32)
+
+
 def test_attention_by_hand() -> None:
     one = torch.nn.Linear(1, 1, bias=False)
     with torch.no_grad():

@@ -1,8 +1,9 @@
 """One whole streamed training step of GMIC and of 3D-GMIC, with numbers, measured: `python -m benchmarks.gmic.real`.
 
 Live bytes are all tensors that live at the same time during the step, beside the image, the parameters and their
-gradients. What was predicted is the plan of the trunk or of the local network, whichever is more, the trunk's maps with
-their gradients, and the crops: what the table of `python -m benchmarks.gmic` has. Both networks are streamed.
+gradients. What was predicted is the plan of the trunk or what the local network takes, whichever is more, the trunk's
+maps with their gradients, and the crops: what the table of `python -m benchmarks.gmic` has. As there, GMIC's local
+network is streamed as well, and 3D-GMIC's, which sees twelve crops at once, is not.
 
     python -m benchmarks.gmic.real                                          # a while
     python -m benchmarks.gmic.real --plane 529x335                          # volumes of a sixteenth of the pixels
@@ -15,11 +16,12 @@ from __future__ import annotations
 import argparse
 import resource
 import time
+from copy import deepcopy
 from pathlib import Path
 
 import torch
 
-from benchmarks.gmic.__main__ import IMAGE, LOCAL, PLANE, SLICES
+from benchmarks.gmic.__main__ import IMAGE, LOCAL, PLANE, SLICES, cost
 from benchmarks.pages import fill
 from streamingcnn import StreamingModule, stream
 from streamingcnn.memory import LiveBytes, format_bytes
@@ -31,11 +33,16 @@ HEAD = "| a real step | seconds | live bytes | predicted | process |\n|---|---|-
 
 def step(name: str, model: GMIC | GMIC3D, shape: tuple[int, ...], memory: str) -> str:
     """A line of the table: forward, loss and backward of one image or volume."""
-    stream(stream(model.train(), "ds_net", memory=memory), "dn_resnet", memory=LOCAL)
-    trunk, local = model.ds_net, model.dn_resnet
-    assert isinstance(trunk, StreamingModule) and isinstance(local, StreamingModule)
+    crops = (model.crops, 3, *model.crop_shape)
+    closer = cost(deepcopy(model.dn_resnet), *crops).peak
+    stream(model.train(), "ds_net", memory=memory)
+    if isinstance(model, GMIC):
+        local = stream(model, "dn_resnet", memory=LOCAL).dn_resnet
+        assert isinstance(local, StreamingModule)
+        closer = local.plan(crops).peak_bytes
+    trunk = model.ds_net
+    assert isinstance(trunk, StreamingModule)
     plan = trunk.plan((1, 1, *shape[-2:])).peak_bytes
-    closer = local.plan((model.crops, 3, *model.crop_shape)).peak_bytes
     torch.manual_seed(0)
     x, labels = torch.rand(shape), torch.tensor([[0.0, 1.0]])
     for parameter in model.parameters():

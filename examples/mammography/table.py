@@ -10,14 +10,19 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from examples.mammography import ways
 from examples.mammography.judge import CLASSES
 from streamingcnn.files import whole_file
 
+HERE = Path(__file__).parent
 Results = dict[int, dict[str, Any]]
 
 
@@ -102,6 +107,20 @@ def bars(results: Results) -> list[str]:
     return made
 
 
+def decoders(results: Results, config: dict[str, Any]) -> list[str]:
+    """GLAM's two local networks: the work of each on a crop, and each one's Dice."""
+    side = config["glam"]["crop"]
+    made = []
+    for name, local in (("GLAM", "pyramid"), ("GLAM, local at stride 4", "stride 4")):
+        with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+            net = ways.glam({**config["training"], **config["glam"]}, "", local=local).net
+            net.get_submodule("detection_network")(torch.empty(1, 3, side, side))
+        work = counter.get_total_flops() / 2e6
+        found = ", ".join(f"{c} {shown(values(results, name, 'dice', 'GLAM', c))}" for c in CLASSES[::-1])
+        made.append(f"- local network, {local}: {work:.1f} million multiply-adds for a crop of {side}; Dice {found}")
+    return made
+
+
 def bar(what: str, figure: float, least: float) -> str:
     """One line."""
     verdict = "not run" if np.isnan(figure) else "reached" if figure >= least else "MISSED"
@@ -118,8 +137,10 @@ def main() -> None:
     """Write and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="that `run` wrote its seeds to")
-    folder = parser.parse_args().folder
-    results = read(folder)
+    parser.add_argument("--config", type=Path, default=HERE / "cpu.toml", help="that it ran with (%(default)s)")
+    options = parser.parse_args()
+    folder, results = options.folder, read(options.folder)
+    config = tomllib.loads(options.config.read_text())
     areas, overlaps = rows_of(results)
     heads = (["way", "malignant", "benign", "training"], ["map", "malignant", "benign"])
     text = "\n\n".join(
@@ -127,7 +148,7 @@ def main() -> None:
             f"Seeds {', '.join(map(str, results))}; means, and each seed in brackets.",
             "Test AUC:\n\n" + markdown(areas, heads[0]),
             "Mean Dice over the test images that hold the class:\n\n" + markdown(overlaps, heads[1]),
-            "\n".join(bars(results)),
+            "\n".join([*bars(results), *decoders(results, config)]),
         ]
     )
     with whole_file(folder / "table.md") as partial:

@@ -19,7 +19,8 @@ import argparse
 import json
 import time
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ HERE = Path(__file__).parent
 CLASSES = ("benign", "malignant")
 #: What was wanted before anything was run: the AUC of 3D-GMIC, malignant.
 BAR = 0.85
+#: Added to the seed in the last epochs, so that their order and turns are not those of the first.
+LAST = 1000
 
 
 class Told(Watch):
@@ -55,16 +58,21 @@ class Told(Watch):
         print(f"{self.said}, epoch {epoch.number}: loss {epoch.loss:.3f}, {seconds:.0f} s of the processor", flush=True)
 
 
-def trained(name: str, seed: int, settings: dict[str, Any], training: Images, path: Path) -> nn.Module:
+def trained(name: str, seed: int, settings: dict[str, Any], training: Callable[[], Images], path: Path) -> nn.Module:
     """A network with the weights of its file, which is made where it is not there."""
     torch.manual_seed(seed)
     net = networks.make(name, settings["network"])
     if path.exists():
         net.load_state_dict(read_tensors(path))
         return net.eval()
-    recipe = Recipe(seed=seed, **settings["train"][name])
-    loss = networks.loss_of(name, settings["network"])
-    Training(net, training, loss, recipe).run(Told(f"{networks.TITLES[name]}, seed {seed}"))
+    given = dict(settings["train"][name])
+    last = given.pop("last_epochs", 0)
+    told = Told(f"{networks.TITLES[name]}, seed {seed}")
+    Training(net, training(), networks.loss_of(name, settings["network"]), Recipe(seed=seed, **given)).run(told)
+    if last:
+        # The mean of all cells has shown what to look for; the highest alone now say where, at half the rate.
+        recipe = Recipe(seed=seed + LAST, **{**given, "epochs": last, "lr": given["lr"] / 2})
+        Training(net, training(), networks.loss_of(name, settings["network"], last=True), recipe).run(told)
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as partial:
         torch.save(net.state_dict(), partial)
@@ -78,20 +86,31 @@ def said_of(net: nn.Module, images: Images) -> Tensor:
     return torch.cat(each)
 
 
-def table(results: dict[str, dict[str, list[float]]], seeds: Sequence[int]) -> str:
-    """What the README shows: the AUC of each network and seed, and which bars were reached."""
+Results = dict[str, dict[str, dict[int, float]]]
+
+
+def table(results: Results, seeds: Sequence[int]) -> str:
+    """What the README shows: the AUC of each network and seed, and which bars were reached.
+
+    >>> table({"gmic3d": {kind: {0: 0.9, 1: 0.8} for kind in CLASSES}}, [0, 1]).splitlines()[2]
+    '| 3D-GMIC | malignant | 0.850 | 0.900 | 0.800 |'
+    """
     head = ["network", "class", "mean", *(f"seed {seed}" for seed in seeds)]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for name, found in results.items():
         for kind in reversed(CLASSES):
-            figures = " | ".join(f"{value:.3f}" for value in (np.mean(found[kind]), *found[kind]))
-            lines.append(f"| {networks.TITLES[name]} | {kind} | {figures} |")
-    ours, flat = (float(np.mean(results[name]["malignant"])) for name in ("gmic3d", "maximum"))
-    lines += [
-        "",
-        f"- 3D-GMIC, malignant, at least {BAR}: {'reached' if ours >= BAR else 'MISSED'} ({ours:.3f})",
-        f"- above the maximum projection: {'reached' if ours > flat else 'MISSED'} ({ours:.3f} against {flat:.3f})",
-    ]
+            figures = [f"{found[kind][seed]:.3f}" if seed in found[kind] else "not run" for seed in seeds]
+            mean = f"{np.mean(list(found[kind].values())):.3f}" if found[kind] else "not run"
+            lines.append(f"| {networks.TITLES[name]} | {kind} | {' | '.join([mean, *figures])} |")
+    ours = results["gmic3d"]["malignant"]
+    reached = float(np.mean(list(ours.values())))
+    lines += ["", f"- 3D-GMIC, malignant, at least {BAR}: {'reached' if reached >= BAR else 'MISSED'} ({reached:.3f})"]
+    flat = results.get("maximum", {}).get("malignant", {})
+    if both := [seed for seed in ours if seed in flat]:
+        one, other = (float(np.mean([each[seed] for seed in both])) for each in (ours, flat))
+        of = "" if len(both) == len(seeds) else f" of seed {', '.join(map(str, both))} alone"
+        verdict = "reached" if one > other else "MISSED"
+        lines.append(f"- above the maximum projection: {verdict} ({one:.3f} against {other:.3f}{of})")
     return "\n".join(lines)
 
 
@@ -103,6 +122,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of weights and order (%(default)s)")
     parser.add_argument("--models", nargs="+", choices=networks.NAMES, default=list(networks.NAMES))
     parser.add_argument("--pilot", action="store_true", help="judge on validation volumes; no test volume is made")
+    parser.add_argument("--trained", action="store_true", help="judge what is trained so far, and train nothing")
     parser.add_argument("--volume", type=int, default=3, help="the test volume that is drawn (%(default)s)")
     parser.add_argument("--slices", type=int, nargs="*", default=[], help="slices of it to draw one by one")
     parser.add_argument("--pages", action="store_true", help="put table and pictures beside the README")
@@ -111,29 +131,37 @@ def main() -> None:
     torch.set_num_threads(settings["threads"])
     # A pilot's volumes are in none of the splits that figures are taken on.
     first = 1_000_000 if options.pilot else 0
-    training = volumes.examples(volumes.drawn("train", settings["volumes"], first), "train")
+
+    @cache
+    def training() -> Images:
+        """Drawn once, and not where all weights are there."""
+        return volumes.examples(volumes.drawn("train", settings["volumes"], first), "train")
+
+    files = {(s, name): options.out / str(s) / f"{name}.pt" for s in options.seeds for name in options.models}
     nets = {
-        (seed, name): trained(name, seed, settings, training, options.out / str(seed) / f"{name}.pt")
-        for seed in options.seeds
-        for name in options.models
+        (seed, name): trained(name, seed, settings, training, path)
+        for (seed, name), path in files.items()
+        if path.exists() or not options.trained
     }
     split = "validation" if options.pilot else "test"
     truths = volumes.drawn(split, settings["volumes"], first)
     judged = volumes.examples(truths, split)
-    results: dict[str, dict[str, list[float]]] = {name: {kind: [] for kind in CLASSES} for name in options.models}
+    results: Results = {name: {kind: {} for kind in CLASSES} for name in options.models}
     for (seed, name), net in nets.items():
         said = said_of(net, judged)
         write_predictions(options.out / str(seed) / f"{name}.csv", judged.names, said, judged.targets)
         for number, kind in enumerate(CLASSES):
-            results[name][kind].append(auc(judged.targets[:, number].int().tolist(), said[:, number].tolist()))
-        print(f"{networks.TITLES[name]}, seed {seed}: {split} AUC malignant {results[name]['malignant'][-1]:.3f}")
+            labels = judged.targets[:, number].int().tolist()
+            results[name][kind][seed] = auc(labels, said[:, number].tolist())
+        found = results[name]["malignant"][seed]
+        print(f"{networks.TITLES[name]}, seed {seed}: {split} AUC malignant {found:.3f}", flush=True)
     with whole_file(options.out / "results.json") as partial:
         partial.write_text(json.dumps({"seeds": options.seeds, **results}, indent=1) + "\n")
-    if {"gmic3d", "maximum"} <= set(results):
+    if results.get("gmic3d", {}).get("malignant"):
         print(text := table(results, options.seeds))
         if options.pages:
             fill(HERE / "README.md", "tomosynthesis", text)
-    if "gmic3d" in options.models:
+    if (options.seeds[0], "gmic3d") in nets:
         folder = HERE if options.pages else options.out / "pictures"
         pictures.draw(nets[options.seeds[0], "gmic3d"], truths[options.volume], folder, options.slices)
 

@@ -29,7 +29,13 @@ def trunk(width: int) -> ResNet:
 
 
 def make(name: str, settings: dict[str, Any]) -> nn.Module:
-    """A network by its name, of the settings of the configuration."""
+    """A network by its name, of the settings of the configuration; channels last, which one thread is faster in."""
+    net = _made(name, settings)
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return net
+
+
+def _made(name: str, settings: dict[str, Any]) -> nn.Module:
     width, side = settings["width"], settings["crop"]
     options = {"crop_shape": (side, side), "crops": settings["crops"]}
     if name == "slices":
@@ -56,11 +62,16 @@ def _even(model: nn.Module) -> nn.Module:
     return model
 
 
-def loss_of(name: str, settings: dict[str, Any]) -> Callable[[Any, Tensor], Tensor]:
-    """What a network is trained with: GMIC's loss, or a cross-entropy per class of the highest slice."""
+def loss_of(name: str, settings: dict[str, Any], *, last: bool = False) -> Callable[[Any, Tensor], Tensor]:
+    """What a network is trained with: GMIC's loss, or a cross-entropy per class of the highest slice.
+
+    The auxiliary term, the cross-entropy of the mean of all cells, finds what to look for, and is content with a map
+    that is high everywhere: in the ``last`` epochs it is left out, and the map is asked to be small instead.
+    """
     if name == "slices":
         return lambda logits, labels: 2 * F.binary_cross_entropy_with_logits(logits, labels)
-    return GMICLoss(settings["beta"], "mean", settings["auxiliary"], mean_scale=settings["mean_scale"])
+    beta, auxiliary = (settings["beta"], 0.0) if last else (0.0, settings["auxiliary"])
+    return GMICLoss(beta, "mean", auxiliary, mean_scale=settings["mean_scale"])
 
 
 def probabilities(result: Any) -> Tensor:

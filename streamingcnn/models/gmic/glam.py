@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from streamingcnn.again import recomputed
 from streamingcnn.models.gmic.attention import repeated
-from streamingcnn.models.gmic.gmic import check_image, cut_out
+from streamingcnn.models.gmic.gmic import check_image, cut_out, map_of
 from streamingcnn.models.gmic.pooling import count_of, top_mean
 from streamingcnn.models.gmic.regions import Regions, find_regions, score_of, to_pixels, window_of
 from streamingcnn.models.gmic.trunk import ResNet22
@@ -207,9 +207,9 @@ class _Scales(nn.Module):
         self.combine = nn.Conv2d(3 * classes, classes, 1, bias=False)
 
     def forward(self, fine: Tensor, middle: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        first = self.gn_conv_1(fine)
+        first = map_of(self.gn_conv_1, fine)
         second, last = (
-            F.interpolate(conv(each), size=first.shape[2:], mode="nearest")
+            F.interpolate(map_of(conv, each), size=first.shape[2:], mode="nearest")
             for conv, each in ((self.gn_conv_2, middle), (self.gn_conv_last, coarse))
         )
         return first, second, last
@@ -222,8 +222,7 @@ class _Local(nn.Module):
         self.gn_conv_last = nn.Conv2d(int(local.out_channels), classes, 1, bias=False)  # type: ignore[arg-type]
 
     def forward(self, crops: Tensor) -> Tensor:
-        logits: Tensor = self.gn_conv_last(self.dn_resnet(crops))
-        return logits
+        return map_of(self.gn_conv_last, self.dn_resnet(crops))
 
 
 def _published_trunk(in_channels: int) -> ResNet22:

@@ -15,7 +15,7 @@ from streamingcnn.models.gmic.regions import Regions, find_regions, score_of, to
 from streamingcnn.models.gmic.trunk import ResNet22
 from streamingcnn.sources.source import Source
 
-__all__ = ["GMIC", "GMICResult", "SaliencyMap", "check_image", "cut_out"]
+__all__ = ["GMIC", "GMICResult", "SaliencyMap", "check_image", "cut_out", "map_of"]
 
 
 class GMICResult(NamedTuple):
@@ -49,14 +49,32 @@ class GMICResult(NamedTuple):
 
 
 class SaliencyMap(nn.Module):
-    """A logit per class and cell, without bias."""
+    """A logit per class and cell, without bias; under autocast too in the weight's own dtype.
+
+    Cells are compared with each other: in bfloat16 the highest would be equal more often than not.
+    """
 
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
         self.gn_conv_last = nn.Conv2d(channels, classes, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.gn_conv_last(x)
+        return map_of(self.gn_conv_last, x)
+
+
+def map_of(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """The logits of a 1x1 convolution, which autocast leaves as they are.
+
+    >>> with torch.autocast("cpu", torch.bfloat16):
+    ...     map_of(nn.Conv2d(4, 2, 1), torch.zeros(1, 4, 3, 3, dtype=torch.bfloat16)).dtype
+    torch.float32
+    """
+    kind = x.device.type
+    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+        logits: Tensor = layer(x)
+        return logits
+    with torch.autocast(kind, enabled=False):
+        logits = layer(x.to(layer.weight.dtype))
         return logits
 
 
