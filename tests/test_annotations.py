@@ -247,6 +247,14 @@ def test_a_negative_region_is_cut_from_its_layer_wherever_it_lies(tmp_path: Path
     assert (made == 2).sum() == 16
 
 
+def test_a_layer_in_which_everything_may_be_cut_from_everything_is_refused(tmp_path: Path) -> None:
+    triangle = [(0, 0), (9, 0), (0, 9)]
+    many = [region(0, triangle, negative) for negative in (0, 1) for _ in range(3200)]
+    (tmp_path / "a.xml").write_text(aperio(layer(*many)))
+    with pytest.raises(ValueError, match="a layer of 3200 regions and 3200 negative ones"):
+        read_annotations(tmp_path / "a.xml")
+
+
 def test_aperio_and_asap_are_told_apart(tmp_path: Path) -> None:
     (tmp_path / "aperio.xml").write_text(aperio(layer(region(0, FOUR))))
     (tmp_path / "asap.xml").write_text(asap(("p", "Polygon", "_0", [(0, 0), (1, 0), (1, 1)])))

@@ -30,6 +30,8 @@ LIMIT = 64 * 2**20
 _ASAP, _APERIO = "ASAP_Annotations", "Annotations"
 #: Types of Aperio's regions; 0 is drawn by hand and 1 a rectangle of four corners.
 _ELLIPSE, _LINES = "2", ("3", "4")
+#: Pairs of a region and a negative one that a layer may have: each may be cut from each, and takes memory.
+_PAIRS = 10**7
 
 Points = NDArray[np.float64]
 
@@ -155,12 +157,18 @@ def _of_aperio(path: str | Path, root: Element) -> list[Outline]:
             if kind in _LINES or len(points) in (0, 2):
                 continue
             if region.get("NegativeROA") == "1":
-                negative.append(points)
+                negative += [points] if len(points) >= 3 else []  # a dot takes nothing away
             else:
                 regions.append((region.get("Text") or "", points))
+        if len(regions) * len(negative) > _PAIRS:
+            raise ValueError(
+                f"{path}: a layer of {len(regions)} regions and {len(negative)} negative ones is not read: each may be "
+                f"cut from each, and more than {_PAIRS} pairs are too many"
+            )
+        low, high = _boxes(negative)
         for name, points in regions:
-            holes = tuple(hole for hole in negative if len(hole) >= 3 and _near(hole, points))
-            outlines.append(Outline(name, group, points, holes))
+            near = ((low <= points.max(0)) & (points.min(0) <= high)).all(1)
+            outlines.append(Outline(name, group, points, tuple(negative[k] for k in np.flatnonzero(near))))
     return outlines
 
 
@@ -183,9 +191,11 @@ def _ellipse(corners: Points) -> Points:
     return ellipse
 
 
-def _near(a: Points, b: Points) -> bool:
-    """Whether the boxes around two lines meet."""
-    return bool((a.min(0) <= b.max(0)).all() and (b.min(0) <= a.max(0)).all())
+def _boxes(lines: list[Points]) -> tuple[Points, Points]:
+    """The lowest and the highest corner of the box around each line, (n, 2) each."""
+    low = np.array([line.min(0) for line in lines], np.float64).reshape(-1, 2)
+    high = np.array([line.max(0) for line in lines], np.float64).reshape(-1, 2)
+    return low, high
 
 
 def read_geojson(path: str | Path, limit: int = LIMIT) -> list[Outline]:
