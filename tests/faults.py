@@ -67,14 +67,15 @@ def command(table: Path, out: Path, epochs: int) -> list[str]:
     return [*given, "--epochs", str(epochs), "--accumulate", "2", "--checkpoint-seconds", "0", "--tissue", "none"]
 
 
-def child(arguments: list[str], spent: Path) -> None:
-    """The process that is killed; where it is not, it leaves how long it computed."""
+def child(arguments: list[str], spent: Path | None = None) -> None:
+    """The process that is killed; where it is not, it may leave how long it computed."""
     torch.set_num_threads(1)
     begun = time.process_time()
     with open(os.devnull, "w") as nothing:
         sys.stdout = sys.stderr = nothing
         code = main(arguments)
-        spent.write_text(str(time.process_time() - begun))
+        if spent is not None:
+            spent.write_text(str(time.process_time() - begun))
         sys.exit(code)
 
 
