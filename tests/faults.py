@@ -4,9 +4,9 @@
 
 The run is `streamingcnn train` with a checkpoint after each step, in a process of its own, forked from a server that
 has imported everything, so that most of its life is training. Every second kill waits for a write of a checkpoint to
-begin. A kill was inside a write where the unfinished file is still there when the process is dead. After each kill the
-checkpoint must load; at the end the weights, the optimiser and every step's loss must be those of a run that was left
-in peace, to the bit.
+begin, and then for a random part of the time that a write takes. A kill was inside a write where the unfinished file of
+that very process is still there when it is dead. After each kill the checkpoint must load; at the end the weights, the
+optimiser and every step's loss must be those of a run that was left in peace, to the bit.
 """
 
 from __future__ import annotations
@@ -33,8 +33,10 @@ from streamingcnn.training.checkpoint import read_checkpoint
 from streamingcnn.training.folder import read_log
 
 SLIDES, SIDE = 6, 64
-#: Seconds that an aimed kill waits for a write to begin.
-PATIENCE = 3.0
+#: Seconds that an aimed kill waits for a write to begin; a process takes so long to start only beside many others.
+PATIENCE = 60.0
+#: What two runs must have in common, beside the numbers in log.csv.
+PARTS = ("net", "plans", "optimizer", "schedule", "scaler", "generators", "epoch", "step", "finished", "best", "bad")
 
 
 def small() -> nn.Module:
@@ -65,12 +67,16 @@ def command(table: Path, out: Path, epochs: int) -> list[str]:
     return [*given, "--epochs", str(epochs), "--accumulate", "2", "--checkpoint-seconds", "0", "--tissue", "none"]
 
 
-def child(arguments: list[str]) -> None:
-    """The process that is killed."""
+def child(arguments: list[str], spent: Path | None = None) -> None:
+    """The process that is killed; where it is not, it may leave how long it computed."""
     torch.set_num_threads(1)
+    begun = time.process_time()
     with open(os.devnull, "w") as nothing:
         sys.stdout = sys.stderr = nothing
-        sys.exit(main(arguments))
+        code = main(arguments)
+        if spent is not None:
+            spent.write_text(str(time.process_time() - begun))
+        sys.exit(code)
 
 
 @dataclass
@@ -79,9 +85,14 @@ class Result:
 
     kills: int = 0
     inside: int = 0
+    """How many of them came while a checkpoint was written."""
+    moved: int = 0
+    """After how many of them the checkpoint was further than before."""
     runs: int = 0
     seconds: float = 0.0
-    """Of the run that was left in peace."""
+    """Of the run that was left in peace, from its first checkpoint on."""
+    computing: float = 0.0
+    """Seconds of a processor that it took, its start included."""
     identical: bool = True
 
 
@@ -92,7 +103,7 @@ def faults(folder: Path, kills: int, epochs: int, seed: int = 0) -> Result:
     table, choose, result = prepare(folder), random.Random(seed), Result()
 
     def start(out: Path) -> Any:
-        process = server.Process(target=child, args=(command(table, out, epochs),), daemon=True)
+        process = server.Process(target=child, args=(command(table, out, epochs), folder / "spent"), daemon=True)
         process.start()
         return process
 
@@ -103,31 +114,38 @@ def faults(folder: Path, kills: int, epochs: int, seed: int = 0) -> Result:
     begun, process = time.monotonic(), start(peace)
     while not (peace / "checkpoints" / "last.pt").exists() and process.is_alive():
         time.sleep(0.001)
-    startup = time.monotonic() - begun
+    first = time.monotonic()
+    write = _length_of_a_write(peace, process)
     process.join()
     assert process.exitcode == 0, f"the run that was left in peace ended with {process.exitcode}"
-    result.seconds = time.monotonic() - begun
-    life = 2 * (startup + result.seconds / kills)
+    result.seconds = time.monotonic() - first
+    result.computing = float((folder / "spent").read_text())
+    life = 2 * (first - begun + result.seconds / kills)
 
     while result.kills < kills:
         out = folder / f"killed_{result.runs}"
         result.runs += 1
+        reached = (1, 0)  # epoch and step of the first checkpoint, which is written before any
         while result.kills < kills:
             process = start(out)
             process.join(choose.uniform(0, life))
             if process.is_alive() and result.kills % 2:
                 _await_write(out, process)
+                time.sleep(choose.uniform(0, write))
             process.kill()
             process.join()
             if process.exitcode == 0:
                 break  # it came to its end; the next one starts anew
             assert process.exitcode == -9, f"the run ended by itself with {process.exitcode}"
             result.kills += 1
-            # By its number: an earlier one's lies there until a process has come as far as to remove it.
-            result.inside += bool(list((out / "checkpoints").glob(f".*.{process.pid}.partial")))
+            result.inside += _unfinished(out, process)
             for name in ("last.pt", "best.pt"):
                 if (out / "checkpoints" / name).exists():
-                    read_checkpoint(out / "checkpoints" / name)
+                    found = read_checkpoint(out / "checkpoints" / name)
+                    if name == "last.pt":
+                        before, reached = reached, (found["epoch"], found["step"])
+                        assert reached >= before, f"the checkpoint of {before} became one of {reached}"
+                        result.moved += reached > before
         process = start(out)
         process.join()
         assert process.exitcode == 0, f"the last run ended with {process.exitcode}"
@@ -137,18 +155,36 @@ def faults(folder: Path, kills: int, epochs: int, seed: int = 0) -> Result:
 
 def _await_write(out: Path, process: Any) -> None:
     end = time.monotonic() + PATIENCE
-    folder = out / "checkpoints"
-    while time.monotonic() < end and process.is_alive():
-        if folder.exists() and any(name.endswith(f".{process.pid}.partial") for name in os.listdir(folder)):
-            return
+    while time.monotonic() < end and process.is_alive() and not _unfinished(out, process):
         time.sleep(0.0005)
+
+
+def _length_of_a_write(out: Path, process: Any) -> float:
+    """Seconds, the middle one of those that are seen until the process ends."""
+    lengths, since = [0.0], None
+    while process.is_alive():
+        writing, now = _unfinished(out, process), time.monotonic()
+        if since is not None and not writing:
+            lengths.append(now - since)
+        since = (since or now) if writing else None
+        time.sleep(0.0005)
+    return sorted(lengths)[len(lengths) // 2]
+
+
+def _unfinished(out: Path, process: Any) -> bool:
+    """Whether there is an unfinished checkpoint of this process.
+
+    By its number: an earlier one's lies there until a process has come as far as to remove it.
+    """
+    folder = out / "checkpoints"
+    return folder.exists() and any(name.endswith(f".{process.pid}.partial") for name in os.listdir(folder))
 
 
 def _same(a: Path, b: Path) -> bool:
     """Whether two runs have the same weights, optimisers and losses, every step once."""
     for name in ("last.pt", "best.pt"):
         first, second = (read_checkpoint(run / "checkpoints" / name) for run in (a, b))
-        for part in ("net", "optimizer", "schedule", "generators", "bad"):
+        for part in PARTS:
             if not _equal(first[part], second[part]):
                 print(f"{b.name}: another {part} in {name}", file=sys.stderr)
                 return False
@@ -183,8 +219,9 @@ def run() -> int:
     with tempfile.TemporaryDirectory() as folder:
         result = faults(Path(folder), arguments.kills, arguments.epochs)
     print(
-        f"{result.kills} kills, {result.inside} of them inside a write, over {result.runs} run(s) of "
-        f"{result.seconds:.1f} s: no torn checkpoint, final state {'identical' if result.identical else 'DIFFERENT'}"
+        f"{result.kills} kills, {result.inside} of them inside a write, {result.moved} after a step or more, over "
+        f"{result.runs} run(s) of {result.seconds:.1f} s ({result.computing:.1f} s of a processor): "
+        f"no torn checkpoint, final state {'identical' if result.identical else 'DIFFERENT'}"
     )
     long_enough = result.seconds >= arguments.seconds
     if not long_enough:

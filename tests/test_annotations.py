@@ -1,4 +1,4 @@
-"""Outlines read from ASAP and QuPath, and painted box by box."""
+"""Outlines read from files of ASAP, Aperio and QuPath, and painted box by box."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from streamingcnn.slides import (
     Outline,
     mask_of,
     read_annotations,
+    read_aperio,
     read_asap,
     read_geojson,
 )
@@ -58,12 +59,12 @@ def brute(outline: Outline, rows: int, columns: int, downsample: float = 1.0) ->
     for row in range(rows):
         for column in range(columns):
             x, y = (column + 0.5) * downsample, (row + 0.5) * downsample
-            crossed = 0
-            for ring in outline.rings:
+            crossed = [0] * len(outline.rings)
+            for number, ring in enumerate(outline.rings):
                 for (x0, y0), (x1, y1) in zip(ring, np.roll(ring, -1, axis=0), strict=True):
                     if (y0 > y) != (y1 > y) and x < x0 + (y - y0) * (x1 - x0) / (y1 - y0):
-                        crossed += 1
-            made[row, column] = crossed % 2
+                        crossed[number] += 1
+            made[row, column] = crossed[0] % 2 and not any(count % 2 for count in crossed[1:])
     return made
 
 
@@ -74,7 +75,8 @@ def brute(outline: Outline, rows: int, columns: int, downsample: float = 1.0) ->
 @pytest.mark.parametrize("downsample", [1.0, 0.7, 3.3])
 def test_painted_as_counting_rays_pixel_by_pixel_does(seed: int, downsample: float) -> None:
     rng = np.random.default_rng(seed)
-    outline = Outline("", "", rng.uniform(-5, 45, (9, 2)), (rng.uniform(5, 30, (5, 2)),))  # crosses itself, too
+    holes = rng.uniform(5, 30, (5, 2)), rng.uniform(10, 45, (3, 2))  # which reach over each other and the line
+    outline = Outline("", "", rng.uniform(-5, 45, (9, 2)), holes)  # crosses itself, too
     rows, columns = int(40 / downsample), int(37 / downsample)
     labels = LabelSource([outline], (rows, columns), downsample)
     painted = labels.read(((0, rows), (0, columns)))
@@ -181,6 +183,98 @@ def test_asap_has_polygons_splines_rectangles_and_dots(tmp_path: Path) -> None:
     assert (by_parent == 7).sum() == 36
 
 
+def aperio(*layers: str) -> str:
+    return f'<Annotations MicronsPerPixel="0.499000">{"".join(layers)}</Annotations>'
+
+
+def layer(*regions: str, name: str = "", colour: int = 65280, described: str = "") -> str:
+    about = f'<Attributes><Attribute Name="Description" Id="0" Value="{described}"/></Attributes>'
+    headers = (
+        '<RegionAttributeHeaders><AttributeHeader Id="9999" Name="Region" ColumnWidth="-1"/></RegionAttributeHeaders>'
+    )
+    return (
+        f'<Annotation Id="1" Name="{name}" ReadOnly="0" Type="4" LineColor="{colour}" Visible="1">{about}'
+        f"<Regions>{headers}{''.join(regions)}</Regions><Plots/></Annotation>"
+    )
+
+
+def region(kind: int, points: Sequence[tuple[float | str, float]], negative: int = 0, text: str = "") -> str:
+    corners = "".join(f'<Vertex X="{x}" Y="{y}" Z="0"/>' for x, y in points)
+    return (
+        f'<Region Id="7" Type="{kind}" Zoom="0.5" Text="{text}" NegativeROA="{negative}" Analyze="1"><Attributes/>'
+        f"<Vertices>{corners}</Vertices></Region>"
+    )
+
+
+FOUR = [(2, 2), (12, 2), (12, 12), (2, 12)]
+
+
+def test_aperio_has_layers_with_outlines_rectangles_ellipses_and_dots(tmp_path: Path) -> None:
+    text = aperio(
+        layer(region(0, FOUR, text="one"), region(1, FOUR), name="Tumor"),
+        layer(region(2, [(30, 10), (10, 20)]), described="stroma"),
+        layer(region(5, [(3, 4)]), region(3, [(1, 1), (9, 9)]), region(4, [(1, 1), (5, 5), (9, 9)]), colour=0x4080FF),
+        layer(),
+    )
+    (tmp_path / "a.xml").write_text(text)
+    outlines = read_annotations(tmp_path / "a.xml")
+    assert [(o.name, o.group, len(o.points)) for o in outlines] == [
+        ("one", "Tumor", 4),
+        ("", "Tumor", 4),
+        ("", "stroma", 180),
+        ("", "#ff8040", 1),  # red comes first in a colour's name, last in ImageScope's number
+    ]
+    assert [o.points.tolist() for o in read_aperio(tmp_path / "a.xml")] == [o.points.tolist() for o in outlines]
+    ellipse = LabelSource([outlines[2]], (40, 40)).read(((0, 40), (0, 40)))[0].numpy()
+    y, x = np.mgrid[:40, :40] + 0.5
+    assert (ellipse == (((x - 20) / 10) ** 2 + ((y - 15) / 5) ** 2 < 1)).mean() > 0.995
+    assert ellipse.sum() == pytest.approx(np.pi * 10 * 5, rel=0.02)
+
+
+def test_a_negative_region_is_cut_from_its_layer_wherever_it_lies(tmp_path: Path) -> None:
+    far = [(x + 20, y) for x, y in FOUR]
+    over = [(8, 8), (24, 8), (24, 10), (8, 10)]  # reaches from the one over the gap into the other
+    text = aperio(
+        layer(region(0, FOUR), region(0, over, negative=1), region(0, far), region(0, [(9, 9)], negative=1), name="a"),
+        layer(region(0, [(0, 14), (4, 14), (4, 18), (0, 18)]), region(0, [(5, 14), (8, 14), (8, 18)], 1), name="b"),
+    )
+    (tmp_path / "a.xml").write_text(text)
+    outlines = read_annotations(tmp_path / "a.xml")
+    assert [(o.group, len(o.holes)) for o in outlines] == [("a", 1), ("a", 1), ("b", 0)]
+    made = LabelSource(outlines, (20, 40), 1, {"a": 1, "b": 2}).read(((0, 20), (0, 40)))[0]
+    assert (made == 1).sum() == 2 * 100 - 4 * 2 - 2 * 2
+    assert made[8:10, 8:24].sum() == 0
+    assert (made == 2).sum() == 16
+
+
+def test_a_layer_in_which_everything_may_be_cut_from_everything_is_refused(tmp_path: Path) -> None:
+    triangle = [(0, 0), (9, 0), (0, 9)]
+    many = [region(0, triangle, negative) for negative in (0, 1) for _ in range(3200)]
+    (tmp_path / "a.xml").write_text(aperio(layer(*many)))
+    with pytest.raises(ValueError, match="a layer of 3200 regions and 3200 negative ones"):
+        read_annotations(tmp_path / "a.xml")
+
+
+def test_aperio_and_asap_are_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "aperio.xml").write_text(aperio(layer(region(0, FOUR))))
+    (tmp_path / "asap.xml").write_text(asap(("p", "Polygon", "_0", [(0, 0), (1, 0), (1, 1)])))
+    (tmp_path / "other.xml").write_text("<html/>")
+    with pytest.raises(ValueError, match="no ASAP file: it starts with <Annotations>"):
+        read_asap(tmp_path / "aperio.xml")
+    with pytest.raises(ValueError, match="no file of Aperio's ImageScope: it starts with <ASAP_Annotations>"):
+        read_aperio(tmp_path / "asap.xml")
+    with pytest.raises(ValueError, match=r"starts with <html>, not with <ASAP_Annotations> \(ASAP\) or <Annotations>"):
+        read_annotations(tmp_path / "other.xml")
+
+
+def test_holes_that_reach_over_each_other_stay_holes() -> None:
+    """Of one ray through all lines, what lay in two holes was inside again."""
+    outline = square(0, 10, holes=[corners(2, 6), corners(4, 8)])
+    made = LabelSource([outline], (10, 10)).read(((0, 10), (0, 10)))[0]
+    assert made.sum() == 100 - 16 - 16 + 4
+    assert made[4:6, 4:6].sum() == 0
+
+
 def test_groups_that_are_part_of_each_other_end(tmp_path: Path) -> None:
     group = '<Group Name="a" PartOfGroup="b" /><Group Name="b" PartOfGroup="a" />'
     (tmp_path / "a.xml").write_text(asap(("p", "Polygon", "a", [(0, 0), (1, 0), (1, 1)]), groups=group))
@@ -234,7 +328,7 @@ OUTSIDE = """<?xml version="1.0"?><!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/ho
 <ASAP_Annotations>&x;</ASAP_Annotations>"""
 
 
-@pytest.mark.parametrize("text", [BOMB, OUTSIDE])
+@pytest.mark.parametrize("text", [BOMB, OUTSIDE, BOMB.replace("ASAP_", ""), OUTSIDE.replace("ASAP_", "")])
 def test_entities_are_refused_unread(tmp_path: Path, text: str) -> None:
     (tmp_path / "bomb.xml").write_text(text)
     with pytest.raises(ValueError, match="declares entities"):
@@ -277,6 +371,8 @@ def test_the_limit_can_be_raised(tmp_path: Path) -> None:
         ("a.xml", "<ASAP_Annotations", "no XML"),
         ("a.xml", asap(("p", "Polygon", "_0", [("a", 1)])), "annotation 0 has coordinates that are no numbers"),
         ("a.xml", asap(("p", "Polygon", "_0", [("inf", 1)])), "annotation 0 has coordinates"),
+        ("a.xml", aperio(layer(region(0, [("b", 1), (2, 3), (4, 5)]))), "region 7 of layer 1 has coordinates"),
+        ("a.xml", aperio(layer(region(2, [("nan", 1), (2, 3)]))), "region 7 of layer 1 has coordinates"),
         ("a.txt", "", "'.txt' is neither"),
     ],
 )

@@ -86,6 +86,7 @@ def test_a_run_and_all_that_it_leaves(folder: Path, capsys: pytest.CaptureFixtur
     told = "\n".join(shown[:first_step])
     assert "48 x 64 pixels" in told and "tiles" in told and "predicted" in told and "iB" in told
     assert "3 slides to a step, 2 steps to an epoch" in told
+    assert "; 2 epochs" in told and "time for plans" in told  # small slides are planned for longer than they run
     assert "loss 0." in shown[first_step] and "s for pixels" in shown[first_step] and "iB" in shown[first_step]
     assert "best validation loss" in shown[-1]
 

@@ -444,6 +444,10 @@ def test_the_command_writes_all_files_for_one_slide_or_a_table(
     first = read_heatmap(tmp_path / "test_001.npz")
     assert first.size == (512, 512)
     assert first.scale == (16, 16)  # stride 8 on level 1
+    assert "no contours" not in capsys.readouterr().out and json.loads((tmp_path / names[0]).read_text())["features"]
+    assert main(["heatmap", str(out), str(slide), "--out", str(tmp_path / "none"), "--threshold", "1"]) == 0
+    assert "no contours, as nothing reaches 1)" in capsys.readouterr().out
+    assert not json.loads((tmp_path / "none" / names[0]).read_text())["features"]
     assert main(["heatmap", str(out), str(table), "--way", "saliency"]) == 0
     shown = capsys.readouterr().out
     assert shown.count("saliency: mean |gradient| of the answer") == 8

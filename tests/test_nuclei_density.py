@@ -9,10 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+import torch
 from PIL import Image
+from torch import nn
 
 from examples.nuclei_density import run, stitch
 from examples.nuclei_density.patches import Patch, made_patches, read_patches, share_below, split_patches
+from streamingcnn import StreamingModule
+from streamingcnn.slides import standardised
+from streamingcnn.slides.cases import read_table
 from tests.shared import shared
 
 
@@ -83,12 +88,37 @@ def test_real_patches_are_read() -> None:
     assert sum(patch.nuclei >= share_below(patches, 0.9) for patch in patches) == 11
 
 
+def test_statistics_taken_again_are_those_of_all_slides(made: list[Patch], tmp_path: Path) -> None:
+    split = {"train": made[:20]}
+    table = stitch.write_slides(tmp_path / "slides", "count", split, (0, 0), {"train": 4}, 0)
+    cases = read_table(table, task="regression", classes=()).cases
+    convolution, norm = nn.Conv2d(3, 4, 7, 4, 3), nn.BatchNorm2d(4)
+    net = StreamingModule(nn.Sequential(convolution, norm), tile=512)
+    run.statistics_again(net, list(cases), batch=2)
+    with torch.no_grad():
+        seen = convolution(torch.cat([standardised(run.pixels(case)[None]) for case in cases]))
+    assert norm.momentum == 0.1 and net.training
+    torch.testing.assert_close(norm.running_mean, seen.mean((0, 2, 3)), atol=1e-5, rtol=1e-4)
+    halves = torch.stack([half.var((0, 2, 3)) for half in seen.split(2)])
+    torch.testing.assert_close(norm.running_var, halves.mean(0), atol=1e-5, rtol=1e-4)
+
+
 SMALL = """
 sparse = 0.8
 dense = 0.9
 tile = 512
-count = { head = "mean", slides = { train = 2, validation = 1, test = 4 }, recipe = { epochs = 1, batch = 2 } }
-label = { head = "top", slides = { train = 2, validation = 1, test = 4 }, recipe = { epochs = 1, batch = 2 } }
+[count]
+head = "mean"
+epoch = "last"
+again = true
+slides = { train = 2, validation = 1, test = 4 }
+recipe = { epochs = 1, batch = 2 }
+[label]
+head = "top"
+epoch = "best"
+again = false
+slides = { train = 2, validation = 1, test = 4 }
+recipe = { epochs = 1, batch = 2 }
 """
 
 

@@ -119,9 +119,9 @@ def processor() -> Iterator[Finding]:
     cores, threads = os.cpu_count() or 1, torch.get_num_threads()
     if threads > cores:
         fix = f"set OMP_NUM_THREADS={cores}: more threads than cores slow each other down"
-        yield Finding("WARN", "processor", f"{cores} cores, {threads} threads", fix)
+        yield Finding("WARN", "processor", f"cores: {cores}, threads: {threads}", fix)
     else:
-        yield Finding("PASS", "processor", f"{cores} cores, {threads} threads, {platform.machine()}")
+        yield Finding("PASS", "processor", f"cores: {cores}, threads: {threads}, {platform.machine()}")
 
 
 def gpus() -> Iterator[Finding]:

@@ -65,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
     out = args.out or folder_of(args.trained) / "heatmaps"
     cases = wanted(args, settings)
     slides = Slides(cases, settings)
+    thresholds = args.threshold or (0.5, 0.75)
     problems = 0
     for number, case in enumerate(tqdm(cases, "heatmaps", unit="slide", leave=False, disable=None)):
         stem = out / case.name
@@ -75,16 +76,16 @@ def run(args: argparse.Namespace) -> int:
             try:
                 heatmap = explain(net, seen, args.way, kind=settings.task, classes=settings.classes, target=target)
                 outlines = read_annotations(case.outlines) if case.outlines.is_file() else []
-                paths = write_heatmap(
-                    heatmap, case.path, stem, outlines=outlines, thresholds=args.threshold or (0.5, 0.75)
-                )
+                paths = write_heatmap(heatmap, case.path, stem, outlines=outlines, thresholds=thresholds)
             finally:
                 slides.close(seen)
         except (OSError, ValueError) as error:
             problems += 1
             print(f"PROBLEM {case.name}: {error}", file=sys.stderr)
         else:
-            print(f"{paths[0].with_suffix('')}.tif, .geojson, .png, .npz ({heatmap.how})")
+            low = min(thresholds)
+            empty = "" if heatmap.heat.max() >= low else f"; no contours, as nothing reaches {low:g}"
+            print(f"{paths[0].with_suffix('')}.tif, .geojson, .png, .npz ({heatmap.how}{empty})")
     if len(cases) > 1:
         print(f"{len(cases)} slides, {problems} with a problem, in {out}")
     return 1 if problems else 0

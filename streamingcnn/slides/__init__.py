@@ -2,6 +2,7 @@
 
 from streamingcnn.slides.annotations import Outline as Outline
 from streamingcnn.slides.annotations import read_annotations as read_annotations
+from streamingcnn.slides.annotations import read_aperio as read_aperio
 from streamingcnn.slides.annotations import read_asap as read_asap
 from streamingcnn.slides.annotations import read_geojson as read_geojson
 from streamingcnn.slides.cases import Case as Case

@@ -1,8 +1,9 @@
 """Outlines as a map of labels, painted box by box at any resolution.
 
 A map of a slide of 100,000 x 100,000 pixels is 10 GB; here it is a source, of which only boxes ever exist. A pixel is
-inside an outline where its centre is: a ray from it to the left crosses the rings an odd number of times, which takes
-out holes by itself, and gives a pixel the same label whatever box it is read in::
+inside an outline where its centre is: a ray from it to the left crosses the line an odd number of times. So a pixel has
+the same label whatever box it is read in. What is inside a hole is taken out, also where holes overlap or reach over
+the outline::
 
        crossing        crossing
     0 0 0 | 1 1 1 1 1 1 | 0 0 0      a row: every crossing turns what is right of it
@@ -60,10 +61,9 @@ class LabelSource:
     ) -> None:
         down, across = downsample if isinstance(downsample, tuple) else (downsample, downsample)
         self.shape = (1, *extents)
-        self._painted: list[tuple[int, tuple[Points, ...], Points]] = []
+        self._painted: list[tuple[int, list[_Ring]]] = []
         for label, outline in _ordered(outlines, labels):
-            rings = tuple(ring / (across, down) for ring in outline.rings)
-            self._painted.append((label, rings, np.stack([rings[0].min(0), rings[0].max(0)])))
+            self._painted.append((label, [_Ring(ring / (across, down)) for ring in outline.rings]))
 
     @classmethod
     def over(
@@ -77,9 +77,14 @@ class LabelSource:
         """The labels of a box, (1, rows, columns) uint8."""
         (top, bottom), (left, right) = box
         labels = np.zeros((bottom - top, right - left), np.uint8)
-        for label, rings, ((x_low, y_low), (x_high, y_high)) in self._painted:
-            if x_low < right and x_high >= left and y_low < bottom and y_high >= top:
-                labels[_inside(rings, box)] = label
+        for label, (line, *holes) in self._painted:
+            if (here := line.part(box)) is None:
+                continue
+            inside = _inside(line.points, here)
+            for hole in holes:
+                if (there := hole.part(here)) is not None:
+                    inside[_at(there, here)] &= ~_inside(hole.points, there)
+            labels[_at(here, box)][inside] = label
         return torch.from_numpy(labels)[None]
 
     def __repr__(self) -> str:
@@ -117,13 +122,30 @@ def _ordered(outlines: Sequence[Outline], labels: Mapping[str, int | None] | Non
     return [(label, outline) for _, label, outline in found]
 
 
-def _inside(rings: tuple[Points, ...], box: Box) -> NDArray[np.bool_]:
-    """Which pixels of a box have their centre inside, in the coordinates of the map."""
+class _Ring:
+    """A closed line in the coordinates of the map."""
+
+    def __init__(self, points: Points) -> None:
+        self.points = points
+        (left, top), (right, bottom) = np.floor(points.min(0)), np.floor(points.max(0)) + 1
+        self._around = (int(top), int(bottom)), (int(left), int(right))
+
+    def part(self, box: Box) -> Box | None:
+        """What of a box may be inside."""
+        part = tuple((max(a, c), min(b, d)) for (a, b), (c, d) in zip(box, self._around, strict=True))
+        return part if all(low < high for low, high in part) else None
+
+
+def _at(part: Box, box: Box) -> tuple[slice, ...]:
+    return tuple(slice(a - start, b - start) for (a, b), (start, _) in zip(part, box, strict=True))
+
+
+def _inside(ring: Points, box: Box) -> NDArray[np.bool_]:
+    """Which pixels of a box have their centre inside a line, in the coordinates of the map."""
     (top, bottom), (left, right) = box
-    if len(rings[0]) < 3:
-        return _dots(rings[0], box)
-    starts = np.concatenate(rings)
-    ends = np.concatenate([np.roll(ring, -1, axis=0) for ring in rings])
+    if len(ring) < 3:
+        return _dots(ring, box)
+    starts, ends = ring, np.roll(ring, -1, axis=0)
     low, high = np.minimum(starts[:, 1], ends[:, 1]), np.maximum(starts[:, 1], ends[:, 1])
     # The rows whose centre lies in [low, high): a corner counts for one of its two edges.
     first = np.clip(np.ceil(low - 0.5), top, bottom).astype(np.int64)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from streamingcnn.files import whole_file
-from streamingcnn.slides.annotations import read_asap
+from streamingcnn.slides.annotations import read_annotations
 from streamingcnn.slides.cases import Case
 from streamingcnn.slides.heatmaps import overlay
 from streamingcnn.sources import open_image
@@ -121,7 +121,7 @@ def _picture(net: nn.Module, found: Prediction, score: Callable[[Tensor], Tensor
     """Two copies of the slide side by side: under the map of logits, and under the saliency."""
     slide = open_image(found.case.path, level=level)
     pixels = slide.read_all()
-    outlines = read_asap(found.case.outlines) if found.case.outlines.exists() else []
+    outlines = read_annotations(found.case.outlines) if found.case.outlines.exists() else []
     heats = [(torch.sigmoid(found.logits), (0.5, 1.0)), (saliency(net, pixels, score), (0.0, 1.0))]
     panels = [overlay(pixels, h, outlines, limits=at, downsample=slide.downsample) for h, at in heats]
     both = Image.new("RGB", (2 * panels[0].width, panels[0].height))

@@ -9,6 +9,7 @@ import logging
 import signal
 import statistics
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -276,7 +277,9 @@ def _foresee(
         except (OSError, ValueError):
             continue  # the loop will meet it, and say so
         net.train()
+        start = time.perf_counter()
         plan = net.plan(image)
+        planning = time.perf_counter() - start
         slides.close(image)
         height, width = image.shape[-2:]
         share = sum(sizes[slides.names[k]] for k in good) / sizes[slides.names[number]]
@@ -292,9 +295,15 @@ def _foresee(
             say(f"  with constant parts shared: {run}")
         epoch = plan.seconds * share / training.ranks.count
         say(
-            f"{training.effective_batch} slides to a step, {training.steps} steps to an epoch, predicted about "
-            f"{format_seconds(epoch)} for one; {settings.epochs} epochs"
+            f"{_counted(training.effective_batch, 'slide')} to a step, {_counted(training.steps, 'step')} to an epoch, "
+            f"predicted about {format_seconds(epoch)} for one; {_counted(settings.epochs, 'epoch')}"
         )
+        if planning > plan.seconds / 4:
+            faster = "" if settings.tile else "; --tile N plans faster"
+            say(
+                f"  and beside that time for plans, {format_seconds(planning)} for this first one: a slide is planned "
+                f"when its size or its background is new, turned too{faster}"
+            )
         return
 
 
@@ -311,6 +320,10 @@ class Quiet(Watch):
 
 def _quiet(_: str) -> None:
     pass
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 @contextmanager
@@ -341,6 +354,6 @@ def _report(training: Training, out: Path, ranks: Ranks, say: Callable[[str], No
     if training.finished:
         checked = [epoch.validation for epoch in training.history if epoch.validation is not None]
         best = f", best validation loss {min(checked):.4f}" if checked else ""
-        say(f"finished: {len(training.history)} epochs{best}. {out / 'checkpoints' / 'best.pt'}")
+        say(f"finished: {_counted(len(training.history), 'epoch')}{best}. {out / 'checkpoints' / 'best.pt'}")
     else:
         say(f"stopped in epoch {training.epoch} after step {training.step}; the same command goes on from there")
