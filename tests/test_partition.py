@@ -100,6 +100,7 @@ def test_bytes_are_those_of_the_plan(ranks: int) -> None:
     found = shared(ranks)["traffic"]
     for case in found:
         assert all(rank["sent"] == rank["planned"] > 0 for rank in case["ranks"]), case
+        assert all(run == planned > 0 for run, planned in (rank["tiles"] for rank in case["ranks"])), case
         highest = max(rank["live"] for rank in case["ranks"])
         assert highest <= case["predicted"] <= 1.02 * highest, case
 
