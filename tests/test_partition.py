@@ -68,7 +68,7 @@ SHARES[2] = sorted({*SHARES[2], "channel_dropout"})
 
 def shared(ranks: int) -> dict[str, list[Case]]:
     """What one start of so many processes serves all the tests of."""
-    return cases(ranks, "table", "fuzz", "layouts", "adjoint", "traffic", "memory", "--names", *SHARES[ranks])
+    return cases(ranks, "table", "sizes", "fuzz", "layouts", "adjoint", "traffic", "memory", "--names", *SHARES[ranks])
 
 
 @pytest.mark.parametrize("ranks", SHARES)
@@ -77,6 +77,16 @@ def test_every_network_is_exact(ranks: int) -> None:
     found = shared(ranks)["table"]
     assert len(found) == len(SHARES[ranks])
     wrong = [case for case in found if "refused" in case or not case["error"] <= 1e-10]
+    assert not wrong, wrong
+
+
+@pytest.mark.parametrize("ranks", SHARES)
+def test_every_network_is_exact_at_other_sizes(ranks: int) -> None:
+    """17, 17 x 61 and 15 x 33 x 9: parts of a few pixels, and of none; some networks are made for one size."""
+    found = shared(ranks)["sizes"]
+    divided = [case for case in found if "unfit" not in case]
+    assert len(found) == len(SHARES[ranks]) and len(divided) > 0.75 * len(found)
+    wrong = [case for case in divided if "refused" in case or not case["error"] <= 1e-10]
     assert not wrong, wrong
 
 

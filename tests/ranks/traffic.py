@@ -48,7 +48,11 @@ def traffic(_: list[str]) -> Iterator[Case]:
             result = net(part)
             tiles.forward = tiles.run
             result.backward(torch.ones_like(result))
-        mine: Case = {"sent": partition.link.sent - before, "planned": plan.bytes_sent(partition.rank), "live": live.peak}
+        mine: Case = {
+            "sent": partition.link.sent - before,
+            "planned": plan.bytes_sent(partition.rank),
+            "live": live.peak,
+        }
         mine |= {"tiles": [tiles.forward, plan.tiles]}
         everyone: list[Any] = [None] * partition.size
         dist.all_gather_object(everyone, mine)
