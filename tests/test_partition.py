@@ -124,8 +124,10 @@ def test_a_rank_takes_its_share_of_memory(ranks: int, bound: float) -> None:
 
 def test_data_parallel_over_partitions_is_one_process() -> None:
     found = cases(4, "replicas", "slides", "checkpoints")
-    assert {case["case"] for case in found["replicas"]} == {"DDP", "FSDP2"}
+    kinds = {f"{way}{more}" for way in ("DDP", "FSDP2") for more in ("", ", GradScaler", ", GradScaler, infinite")}
+    assert {case["case"] for case in found["replicas"]} == kinds
     assert all(case["error"] <= 1e-11 for case in found["replicas"]), found
+    assert all(set(case["scales"]) == {2.0**15} for case in found["replicas"] if "scales" in case), found
     assert found["slides"][0]["error"] <= 1e-10
 
 
