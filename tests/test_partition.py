@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import threading
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from streamingcnn.distributed.ended import last_words
 from streamingcnn.distributed.ownership import Division
 from tests.networks import NETWORKS
 
@@ -231,6 +234,33 @@ def test_every_rank_ends_and_says_why(kind: str, said: list[str]) -> None:
     assert done.returncode != 0
     for text in said:
         assert re.search(text, done.stderr), done.stderr[-3000:]
+
+
+def test_the_handler_of_last_words_is_only_lent() -> None:
+    """It is gone after the block, whatever ended it; a program's own is left alone; and in a thread there is none."""
+    before = signal.getsignal(signal.SIGTERM)
+    seen: list[Any] = []
+
+    def look(error: OSError | None = None) -> None:
+        with last_words(list):
+            seen.append(signal.getsignal(signal.SIGTERM))
+            if error is not None:
+                raise error
+
+    try:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        with pytest.raises(OSError, match="a tile"):
+            look(OSError("a tile"))
+        assert seen.pop() is not signal.SIG_DFL and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        thread = threading.Thread(target=look)
+        thread.start()
+        thread.join()
+        assert seen.pop() is signal.SIG_DFL
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        look()
+        assert seen.pop() is signal.SIG_IGN and signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_division() -> None:
