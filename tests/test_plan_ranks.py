@@ -81,5 +81,6 @@ def test_parts_without_pixels_take_nothing() -> None:
 def test_what_is_printed(graph: Graph) -> None:
     text = str(over(graph, 1.0, 3.0, rank=1))
     assert "divided over 2 ranks (2x1): tiles and maps are those of rank 1" in text
+    assert "rank 1 sends" in text
     assert f"{over(graph, 1.0, 3.0, rank=1).tiles} tiles" in text
     assert "ranks" not in str(StreamingModule(network(), tile=32).plan(SHAPE))

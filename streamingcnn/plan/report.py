@@ -86,7 +86,9 @@ def _ranks(plan: Plan) -> list[str]:
         return []
     return [
         f"divided over {len(plan.ranks)} ranks ({by(plan.ranks.division.parts)}): tiles and maps are those of rank "
-        f"{plan.ranks.rank}, the peak of the one that holds most, the time of the slowest"
+        f"{plan.ranks.rank}, the peak of the one that holds most, the time of the slowest",
+        f"rank {plan.ranks.rank} sends {format_bytes(plan.bytes_sent(plan.ranks.rank))} of pixels and their gradients "
+        "in a training step",
     ]
 
 
