@@ -44,7 +44,7 @@ def replicas(_: list[str]) -> Iterator[Case]:
         scaler = torch.amp.GradScaler("cpu", enabled=kind.endswith("GradScaler"))
         for step in images:
             loss = net(step[mesh["dp"].get_local_rank()][None]).square().sum(1).mean()
-            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(net.parameters(), 0.1)
         error = abs(float(full_of(norm)) - float(before)) / float(before)
@@ -60,7 +60,7 @@ def replicas(_: list[str]) -> Iterator[Case]:
             image = images[0][mesh["dp"].get_local_rank()][None].clone()
             if mesh["dp"].get_local_rank() == 1:
                 image[..., -1, -1] = torch.inf
-            scaler.scale(net(image).square().sum(1).mean()).backward()  # type: ignore[no-untyped-call]
+            scaler.scale(net(image).square().sum(1).mean()).backward()
             scaler.step(optimizer)
             scaler.update()
             scales: list[Any] = [None] * dist.get_world_size()
