@@ -312,8 +312,8 @@ class StreamingModule(nn.Module):
                 self.last_seed = fixed["seed"] = drawn
         sharing = share(runner.steps, graph.image, content)
         filled = next((said for leaf in leaves if (said := said_by(leaf, "filled")) is not None), None)
-        self.last_run = replace(sharing.statistics(runner.steps), filled=filled, reading=reading)
         plan = replace(plan, steps=tuple(runner.steps), sharing=sharing)
+        self.last_run = TilesRun(plan.tiles, plan.tiles_run, filled, reading)
         explain = self._explained(self._call(args, kwargs)[0], plan)
         returned = {o.name for o in graph.outputs if isinstance(o, Value) and isinstance(fixed.get(o.name), SourceMap)}
         if any(output.name in needs for output in runner.outputs):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from streamingcnn.models import ResNet, UNet3D, resnet18, resnet34, resnet50
+from streamingcnn.models import DiceCrossEntropy, ResNet, UNet3D, resnet18, resnet34, resnet50
 from streamingcnn.models.resnet import BasicBlock
 
 # Parameters of torchvision's models with their heads of 1000 classes, and of the trunks without.
@@ -97,12 +97,32 @@ def test_unet3d_is_as_large_as_its_filters_say() -> None:
     assert sum(p.numel() for p in net.parameters()) == encoder + up + decoder + 16 * 2 + 2
 
 
+def test_unet3d_is_by_default_that_of_the_paper() -> None:
+    """Hou et al.: 4 levels of 32 to 256 filters, 5.60 million weights; 0.2 Dice and 0.8 weighted cross-entropy."""
+    loss = DiceCrossEntropy([1, 8, 16])
+    with torch.device("meta"):
+        net = UNet3D(1, 3, norm="batch", dropout=0.5, loss=loss)
+    weights = sum(p.numel() for name, p in net.named_parameters() if p.dim() > 1)
+    assert 5.55e6 < weights < 5.65e6
+    # Dropped are the results of all convolutions but the first and the last, and of the transposed ones.
+    drops = [module for module in net.modules() if isinstance(module, nn.Dropout)]
+    assert len(drops) == 13 + 1 and all(drop.p == 0.5 for drop in drops)
+    logits, target = torch.randn(1, 3, 4, 4, 4), torch.randint(3, (1, 4, 4, 4))
+    entropy = nn.functional.cross_entropy(logits, target, torch.tensor([1.0, 8, 16]))
+    p, g = logits.softmax(1), nn.functional.one_hot(target, 3).movedim(-1, 1)
+    overlap = 2 * (p * g).sum((0, 2, 3, 4)) / (p.sum((0, 2, 3, 4)) + g.sum((0, 2, 3, 4)))
+    assert float(loss(logits, target)) == pytest.approx(float(0.2 * (1 - overlap.mean()) + 0.8 * entropy), rel=1e-5)
+
+
 def test_unet3d_says_what_to_pad_to() -> None:
     with pytest.raises(ValueError, match=r"multiples of 4; got \(8, 9, 15\); pad the volume to \(8, 12, 16\)"):
         UNet3D(levels=3, filters=2)(torch.zeros(1, 1, 8, 9, 15))
 
 
-@pytest.mark.parametrize(("arguments", "message"), [({"levels": 0}, "levels=0"), ({"norm": "layer"}, "'layer'")])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"levels": 0}, "levels=0"), ({"norm": "layer"}, "'layer'"), ({"dropout": 1.0}, "dropout=1.0")],
+)
 def test_unet3d_refuses_what_it_is_not(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         UNet3D(**arguments)  # type: ignore[arg-type]

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from streamingcnn import StreamingModule
 from streamingcnn.memory import LiveBytes, format_bytes, parse_bytes
+from streamingcnn.plan.plan import Plan
 from streamingcnn.plan.stages import Stage
 
 __all__ = ["LongStep", "logged", "long_step"]
@@ -66,7 +67,7 @@ def long_step(net: StreamingModule, *inputs: Tensor, memory: str) -> LongStep:
     planned = time.perf_counter() - start
     _LOG.info("%s", plan)
     _LOG.info("planned in %.1f s; %s predicted, %s allowed", planned, format_bytes(predicted), memory)
-    tiles = _Tiles(plan.stages)
+    tiles = _Tiles(plan)
     live = LiveBytes()
     start = time.perf_counter()
     with tiles.counted(lambda: f"{format_bytes(live.current)} live, {format_bytes(live.peak)} at most"), live:
@@ -93,9 +94,10 @@ def long_step(net: StreamingModule, *inputs: Tensor, memory: str) -> LongStep:
 class _Tiles:
     """Counts the tiles that a plan has begun, forward and backward."""
 
-    def __init__(self, stages: tuple[Stage, ...]) -> None:
+    def __init__(self, plan: Plan) -> None:
+        stages = plan.stages
         self.names: dict[Any, str] = {stage: f"{k + 1}/{len(stages)} {stage.layer}" for k, stage in enumerate(stages)}
-        self.all, self.begun, self.said = 2 * sum(stage.tiles for stage in stages), 0, time.perf_counter()
+        self.all, self.begun, self.said = 2 * plan.tiles, 0, time.perf_counter()
 
     @contextmanager
     def counted(self, more: Callable[[], str]) -> Iterator[None]:

@@ -8,8 +8,9 @@ their message is done.
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -21,15 +22,20 @@ from torch import Tensor
 
 from ..boxes import Box
 from ..memory import format_bytes
+from .ended import last_words
 from .roll import Roll
 
 __all__ = ["Link", "Parcel", "PartitionError", "Pending"]
 
 #: As many messages are posted at once; NCCL was seen to hang with more.
 AT_ONCE = 200
+#: So many ranks can all be named in a line.
+FEW = 8
 #: From how many bytes on a tensor is summed over the ranks by itself.
 LARGE = 1 << 20
 
+
+logger = logging.getLogger("streamingcnn")
 
 _LINKS: WeakKeyDictionary[dist.ProcessGroup, dict[timedelta, Link]] = WeakKeyDictionary()
 
@@ -58,10 +64,11 @@ class Pending:
         """What was received, once all of it is there."""
         start = time.perf_counter()
         try:
-            for work in self._works:
-                work.wait()
+            with last_words(self._link.last_words):
+                for work in self._works:
+                    work.wait()
         except RuntimeError as error:
-            raise PartitionError(self._explained(error, time.perf_counter() - start)) from error
+            raise self._link.lost(self._explained(error, time.perf_counter() - start)) from error
         finally:
             self._link.waited += time.perf_counter() - start
             self._works, self._sent = [], ()
@@ -69,12 +76,17 @@ class Pending:
         return self.received
 
     def _explained(self, error: RuntimeError, seconds: float) -> str:
-        link, peers = self._link, sorted({parcel.peer for parcel in (*self._sent, *self.received)})
+        link, peers = self._link, {parcel.peer for parcel in self.parcels}
         size = sum(parcel.tensor.nbytes for parcel in self.received)
         return (
             f"rank {link.rank} of {link.size} waited {seconds:.1f} s for {format_bytes(size)} of '{self._what}' from "
-            f"rank(s) {', '.join(map(str, peers))}: {link.blamed(error, peers)}"
+            f"rank(s) {_listed(peers)}: {link.blamed(error, peers)}"
         )
+
+    @property
+    def parcels(self) -> tuple[Parcel, ...]:
+        """What is sent and what is received."""
+        return (*self._sent, *self.received)
 
 
 class Link:
@@ -115,7 +127,7 @@ class Link:
             for k in range(0, len(operations), AT_ONCE):
                 pending._works += dist.batch_isend_irecv(operations[k : k + AT_ONCE])
         except RuntimeError as error:
-            raise PartitionError(pending._explained(error, 0.0)) from error
+            raise self.lost(pending._explained(error, 0.0)) from error
         return pending
 
     def finish(self) -> None:
@@ -165,19 +177,40 @@ class Link:
         start = time.perf_counter()
         self.roll.note(what)
         try:
-            run()
+            with last_words(self.last_words):
+                run()
         except RuntimeError as error:
-            raise PartitionError(
+            raise self.lost(
                 f"rank {self.rank} of {self.size} could not {what} with the others: {self.blamed(error)}"
             ) from error
         finally:
             self.waited += time.perf_counter() - start
 
     def failed(self, why: str) -> None:
-        """Let the others know why this rank failed."""
+        """Let the others know why this rank failed, and say it while this process can."""
         self.roll.failed(why)
+        logger.error("rank %d of %d failed: %s", self.rank, self.size, why)
 
-    def blamed(self, error: RuntimeError, peers: Sequence[int] | None = None) -> str:
+    def lost(self, why: str) -> PartitionError:
+        """The error of a rank that lost others. It is said at once: before it has come to the top, torchrun may have
+        ended this process as well."""
+        logger.error(why)
+        return PartitionError(why)
+
+    def last_words(self, doing: str = "between two steps") -> Iterator[str]:
+        """What this rank has to say when it is ended from outside."""
+        yield (
+            f"rank {self.rank} of {self.size} is ended by SIGTERM, as torchrun does when another rank has ended; it "
+            f"was at '{self.roll.at}' ({doing})"
+        )
+        peers = {parcel.peer for pending in self._under_way for parcel in pending.parcels}
+        if peers:
+            yield f", with messages under way from or to rank(s) {_listed(peers)}"
+        seen = self.roll.missing(peers or (range(self.size) if self.size <= FEW else None))
+        if seen:
+            yield f": {seen}"
+
+    def blamed(self, error: RuntimeError, peers: Collection[int] | None = None) -> str:
         """What this rank saw of a failure, and who failed as far as is known."""
         said = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         who = self.roll.missing(peers)
@@ -186,6 +219,10 @@ class Link:
             + (f": {who}" if who else "")
             + ". Look at the first error of the other ranks"
         )
+
+
+def _listed(ranks: Collection[int]) -> str:
+    return ", ".join(map(str, sorted(ranks)))
 
 
 def _beside(group: dist.ProcessGroup, timeout: timedelta) -> Any:

@@ -29,6 +29,7 @@ from ..maps import Gradients, Map
 from ..ops.rule import Value, along
 from ..pages import Table
 from ..places import DEVICE, Place
+from .ended import last_words
 from .link import Link, PartitionError
 from .maps import PartGradient, PartMap, whole
 from .ownership import Layout
@@ -111,19 +112,22 @@ class Member(Alone):
 
     @contextmanager
     def answering(self, runner: Runner) -> Iterator[None]:
-        try:
-            yield
-            self.link.finish()
-        except Exception as error:
+        def stage() -> str:
             step, backward = runner.now
-            layer, where = getattr(step, "layer", "what runs plainly"), "backward" if backward else "forward"
-            if not isinstance(error, PartitionError):  # which says what it knows of others
-                self.link.failed(f"{type(error).__name__}: {error} ({where} of '{layer}')")
-            error.add_note(
-                f"(rank {self.link.rank} of {self.link.size}, {where} of '{layer}'; the other ranks lose this one when "
-                "its process ends)"
-            )
-            raise
+            return f"{'backward' if backward else 'forward'} of '{getattr(step, 'layer', 'what runs plainly')}'"
+
+        with last_words(lambda: self.link.last_words(stage())):
+            try:
+                yield
+                self.link.finish()
+            except Exception as error:
+                if not isinstance(error, PartitionError):  # which says what it knows of others
+                    self.link.failed(f"{type(error).__name__}: {error} ({stage()})")
+                error.add_note(
+                    f"(rank {self.link.rank} of {self.link.size}, {stage()}; the other ranks lose this one when its "
+                    "process ends)"
+                )
+                raise
 
     def result(self, made: Map) -> Tensor:
         return made.part if isinstance(made, PartMap) and not self.layout.gather else made.tensor

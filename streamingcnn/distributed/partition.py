@@ -152,7 +152,7 @@ class Partition:
 
     def _ranks(self, space: int, parts: frozenset[str] = frozenset()) -> Ranks:
         """What a plan has to know of the ranks."""
-        return Ranks(self._division(space), self.gather == "all", parts)
+        return Ranks(self._division(space), self.gather == "all", parts, self.rank)
 
     def _agree(self, mine: Mapping[str, str], chance: Any = None) -> Any:
         """Make sure that all ranks are about to run the same step, and give them the first one's ``chance``.

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..boxes import Box, sizes, volume
+from ..boxes import Box, sizes, tiles_in, volume
 from ..graph import Graph
 from ..layout import layout_of
 from ..ops.rule import Value
@@ -52,11 +52,13 @@ class Ranks:
         division: how they divide maps.
         gather: whether each gets results as a whole.
         parts: the names of the inputs of which each is given its own box only.
+        rank: which of them makes the plan.
     """
 
     division: Division
     gather: bool
     parts: frozenset[str] = frozenset()
+    rank: int = 0
 
     def __len__(self) -> int:
         count = 1
@@ -67,6 +69,14 @@ class Ranks:
     def layout(self, graph: Graph, steps: Sequence[Stage | Globals]) -> Layout:
         """What each rank owns and holds."""
         return Layout(graph, steps, self.division, self.gather)
+
+    def boxes(self, stage: Stage) -> tuple[Box, ...]:
+        """By rank, what each makes of a stage's target."""
+        return self.division.boxes(stage.target.extents)
+
+    def tiles(self, stage: Stage) -> int:
+        """How many tiles of a stage this rank runs."""
+        return tiles_in(sizes(self.boxes(stage)[self.rank]), stage.tile)
 
     def members(self, graph: Graph, steps: Sequence[Stage | Globals]) -> list[Member]:
         """The ranks on tensors without numbers; one of those whose boxes have the same sizes and borders everywhere."""

@@ -35,10 +35,13 @@ class Roll:
             below = below.underlying_store
         # A store in a file only ever grows.
         self._store: Any = None if isinstance(below, dist.FileStore) else store  # type: ignore[attr-defined]
+        #: What this rank was about to do last.
+        self.at = "the start"
         self._count, self._failed = 0, False
 
     def note(self, what: str, with_all: bool = True) -> None:
         """This rank is about to do something, with all the others or with some of them."""
+        self.at = what
         self._count += with_all
         self._set("at", f"{self._count} {what}")
         if self._failed:

@@ -38,8 +38,10 @@ class UNet3D(nn.Module):
 
     `levels` counts the resolutions (3 levels: full, half, quarter), `filters` the channels of the first,
     doubled at each next, or one number for each. Every level has two 3x3x3 convolutions, each followed by the
-    normalisation that `norm` names ("none", "batch", "instance", or "group" with 8 channels to a group) and
-    LeakyReLU(0.1).
+    normalisation that `norm` names ("none", "batch", "instance", or "group" with 8 channels to a group),
+    LeakyReLU(0.1), and `dropout` of that share of the values where it is given; never of the first convolution's.
+    The network of Hou et al. (2019, Mesh-TensorFlow) is ``UNet3D(1, 3, norm="batch", dropout=0.5,
+    loss=DiceCrossEntropy([1, 8, 16]))``.
     Input: (N, in_channels, D, H, W), each extent a multiple of 2^(levels - 1); a ValueError says otherwise
     what to pad to.
     """
@@ -50,8 +52,9 @@ class UNet3D(nn.Module):
         out_channels: int = 2,
         *,
         levels: int = 4,
-        filters: int | Sequence[int] = 16,
+        filters: int | Sequence[int] = 32,
         norm: str = "none",
+        dropout: float = 0.0,
         loss: nn.Module | None = None,
     ) -> None:
         super().__init__()
@@ -59,15 +62,19 @@ class UNet3D(nn.Module):
             raise ValueError(f"levels={levels}: a U-Net has at least one level")
         if norm not in _NORMS:
             raise ValueError(f"norm={norm!r}: must be one of {', '.join(map(repr, _NORMS))}")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout={dropout}: a share of the values, from 0 to below 1")
         widths = [filters * 2**level for level in range(levels)] if isinstance(filters, int) else list(filters)
         if len(widths) != levels:
             raise ValueError(f"filters={filters}: {levels} levels need {levels} numbers, or one for the first level")
         self.encoder = nn.ModuleList(
-            _double_conv(before, width, norm) for before, width in pairwise([in_channels, *widths])
+            _double_conv(before, width, norm, (dropout if level else 0.0, dropout))
+            for level, (before, width) in enumerate(pairwise([in_channels, *widths]))
         )
         self.pool = nn.ModuleList(nn.MaxPool3d(2) for _ in widths[1:])
         self.up = nn.ModuleList(nn.ConvTranspose3d(below, width, 2, stride=2) for width, below in pairwise(widths))
-        self.decoder = nn.ModuleList(_double_conv(2 * width, width, norm) for width in widths[:-1])
+        self.drop = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.decoder = nn.ModuleList(_double_conv(2 * width, width, norm, (dropout, dropout)) for width in widths[:-1])
         self.head = nn.Conv3d(widths[0], out_channels, 1)
         self.loss = loss
 
@@ -86,7 +93,7 @@ class UNet3D(nn.Module):
             x = block(self.pool[level - 1](x) if level else x)
             skips.append(x)
         for level in reversed(range(len(self.decoder))):
-            x = torch.cat([skips[level], self.up[level](x)], dim=1)
+            x = torch.cat([skips[level], self.drop(self.up[level](x))], dim=1)
             x = self.decoder[level](x)
         result: Tensor = self.head(x)
         if target is not None and self.loss is not None:
@@ -108,7 +115,7 @@ class DiceCrossEntropy(nn.Module):
 
     weight: Tensor | None
 
-    def __init__(self, weight: Sequence[float] | None = None, *, dice: float = 0.5, smooth: float = 1e-5) -> None:
+    def __init__(self, weight: Sequence[float] | None = None, *, dice: float = 0.2, smooth: float = 1e-5) -> None:
         super().__init__()
         if not 0 <= dice <= 1:
             raise ValueError(f"dice={dice}: a share, from 0 (cross-entropy alone) to 1 (Dice alone)")
@@ -124,12 +131,13 @@ class DiceCrossEntropy(nn.Module):
         return self.dice * (1 - overlap.mean()) + (1 - self.dice) * entropy
 
 
-def _double_conv(channels_in: int, channels_out: int, norm: str) -> nn.Sequential:
+def _double_conv(channels_in: int, channels_out: int, norm: str, dropout: tuple[float, float]) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for channels in (channels_in, channels_out):
+    for channels, dropped in zip((channels_in, channels_out), dropout, strict=True):
         layers.append(nn.Conv3d(channels, channels_out, 3, padding=1))
         layers.extend(_norm(norm, channels_out))
         layers.append(nn.LeakyReLU(0.1, inplace=True))
+        layers.extend([nn.Dropout(dropped)] if dropped else [])
     return nn.Sequential(*layers)
 
 

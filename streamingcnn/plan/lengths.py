@@ -36,15 +36,25 @@ class Lengths:
         self.target, self.nodes, self._at = target, nodes, at
         self._lines: dict[int, tuple[Array, Array, Array, Array]] = {}
 
-    def of_steps(self, axis: int, steps: Array) -> tuple[Array, Array]:
-        """Per step and value: the pixels of a typical tile along an axis, and those of all tiles together."""
+    def of_steps(self, axis: int, steps: Array, within: Interval | None = None) -> tuple[Array, Array]:
+        """Per step and value: the pixels of a typical tile along an axis, and those of all tiles together.
+
+        Args:
+            axis: of the target.
+            steps: the sizes of tiles.
+            within: the interval that the tiles fill; None: all of the target.
+        """
         extent = self.target.extents[axis]
+        low, high = (0, extent) if within is None else within
         slope, halo, border, whole = self._line(axis)
-        counts = np.ceil(extent / steps)[:, None]
-        rest = extent - (counts - 1) * steps[:, None]
+        counts = np.ceil((high - low) / steps)[:, None]
+        rest = high - low - (counts - 1) * steps[:, None]
         typical = np.minimum(slope * steps[:, None] + halo, whole)
+        # One end of the map cuts off half of what both do.
+        border = border * ((low == 0) + (high == extent)) / 2
         total = (counts - 1) * typical + np.minimum(slope * rest + halo, whole) - border
-        return np.where(counts == 1, whole, typical), np.where(counts == 1, whole, np.maximum(total, whole))
+        least = whole if (low, high) == (0, extent) else np.minimum(slope * (high - low) + halo, whole) - border
+        return np.where(counts == 1, least, typical), np.where(counts == 1, least, np.maximum(total, least))
 
     def _line(self, axis: int) -> tuple[Array, Array, Array, Array]:
         """What an interval of n pixels needs of each value along an axis, as ``slope * n + halo``.

@@ -13,6 +13,7 @@ from math import prod
 
 import numpy as np
 
+from ..boxes import Box, full, sizes, volume
 from ..graph import Graph, Local, Reduced, requiring
 from ..ops.rule import Value
 from ..signature import Sharing
@@ -173,14 +174,20 @@ class Piece:
         for name in ("options", "recomputed", "keeping", "_limits"):
             self.__dict__.pop(name, None)
 
-    def at(self, tiles: Sequence[tuple[int, ...]]) -> list[Option]:
-        """The options of given tiles."""
+    def at(self, tiles: Sequence[tuple[int, ...]], within: Box | None = None) -> list[Option]:
+        """The options of given tiles.
+
+        Args:
+            tiles: pixels of the target per axis.
+            within: the box of the target that is cut into them; None: all of it.
+        """
         typical, total = self._depths, self._depths
-        steps = np.array(tiles, dtype=np.float64)
-        along = [self.lengths.of_steps(axis, steps[:, axis]) for axis in range(steps.shape[1])]
+        box = full(self.target.extents) if within is None else within
+        steps = np.minimum(np.array(tiles, dtype=np.float64), sizes(box))
+        along = [self.lengths.of_steps(axis, steps[:, axis], interval) for axis, interval in enumerate(box)]
         for one, all_of_them in along:
             typical, total = typical * one, total * all_of_them
-        counts = np.ceil(np.array(self.target.extents) / steps).prod(axis=1)
+        counts = np.ceil(np.array(sizes(box)) / steps).prod(axis=1)
         forward, last, backward = self._seconds(typical, total, counts, [one for one, _ in along])
         running, saved, working = self._bytes(typical, counts)
         if not self.trains:
@@ -284,8 +291,23 @@ class Piece:
         return running * f, saved * s, working * w
 
 
-def seconds_of(graph: Graph, stages: Iterable[Stage], times: Times, sharing: Sharing | None = None) -> float:
-    """The seconds of a step that runs these stages as they are; of shared tiles those that run."""
+def seconds_of(
+    graph: Graph,
+    stages: Iterable[Stage],
+    times: Times,
+    sharing: Sharing | None = None,
+    ranks: Callable[[Stage], Iterable[Box]] | None = None,
+) -> float:
+    """The seconds of a step that runs these stages as they are; of shared tiles those that run.
+
+    Args:
+        graph: the captured network.
+        stages: with their tiles and ways.
+        times: the constants of the device.
+        sharing: which tiles run.
+        ranks: by stage, the boxes that several ranks make of its target. A stage then takes what the slowest of them
+            takes, as the others wait for its seams.
+    """
     inputs = frozenset(value.name for value in graph.inputs.values() if value.spatial)
     needs = requiring(graph, set(graph.trained))
     total = 0.0
@@ -300,9 +322,10 @@ def seconds_of(graph: Graph, stages: Iterable[Stage], times: Times, sharing: Sha
             inputs,
             stage.name in needs,
         )
-        (option,) = piece.at([stage.tile])
         share = 1.0 if sharing is None else sharing.count(stage) / stage.tiles
-        total += share * (option.keep if stage.way == "keep" else option.recompute)
+        boxes = {full(stage.target.extents)} if ranks is None else {box for box in ranks(stage) if volume(box)}
+        options = [option for box in boxes for option in piece.at([stage.tile], box)]
+        total += share * max(option.keep if stage.way == "keep" else option.recompute for option in options)
     return total
 
 

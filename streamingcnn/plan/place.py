@@ -16,8 +16,9 @@ computing and moving take together.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
+from ..boxes import Box
 from ..graph import Graph, Plain
 from ..ops.rule import Value
 from ..signature import NOTHING, Content, Sharing, share
@@ -72,13 +73,22 @@ def transfer_bytes(stage: Stage, steps: Iterable[Stage | Globals]) -> float:
     return moved
 
 
-def step_seconds(graph: Graph, steps: Sequence[Stage | Globals], times: Times, sharing: Sharing | None = None) -> float:
-    """The seconds of a training step where nothing overlaps: computing, and moving maps that are not on the device."""
+def step_seconds(
+    graph: Graph,
+    steps: Sequence[Stage | Globals],
+    times: Times,
+    sharing: Sharing | None = None,
+    ranks: Callable[[Stage], Iterable[Box]] | None = None,
+) -> float:
+    """The seconds of a training step where nothing overlaps: computing, and moving maps that are not on the device.
+
+    Of several ``ranks``, which boxes each makes of a stage's target; what travels between them is not contained.
+    """
     stages = [step for step in steps if isinstance(step, Stage)]
     paged = sharing.tables if sharing else {}
     outside = [s for s in stages if s.place != "device" and s.name not in paged]
     moving = sum(transfer_bytes(s, steps) / BANDWIDTH[s.place] for s in outside)
-    return seconds_of(graph, stages, times, sharing) + moving
+    return seconds_of(graph, stages, times, sharing, ranks) + moving
 
 
 def fastest(graph: Graph, plans: Sequence[Steps], times: Times, content: Content = NOTHING) -> Steps:

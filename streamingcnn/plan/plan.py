@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..boxes import volume
 from ..graph import Graph, Local, requiring
 from ..layout import layout_of
 from ..ops.rule import Value
@@ -24,6 +25,7 @@ from .times import times_of
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from ..distributed.ownership import Layout
     from ..distributed.planning import Ranks
 
 
@@ -45,7 +47,8 @@ class Plan:
         steps: its stages, and the global parts between them, in the order of the forward.
         budget: the bytes that it was made for, or None.
         sharing: which of its tiles run, for an image with constant parts (:mod:`streamingcnn.signature`).
-        ranks: the ranks that run it together; bytes are those of the one that holds most.
+        ranks: the ranks that run it together: tiles are those of the one that made the plan, bytes those of the one
+            that holds most, seconds those of the slowest.
     """
 
     graph: Graph
@@ -61,13 +64,17 @@ class Plan:
 
     @property
     def tiles(self) -> int:
-        """How many tiles one forward runs, all stages together."""
-        return sum(stage.tiles for stage in self.stages)
+        """How many tiles one forward runs, all stages together; of several ranks, this one."""
+        return sum(self.tiles_of(stage) for stage in self.stages)
+
+    def tiles_of(self, stage: Stage) -> int:
+        """How many tiles a stage has; of several ranks, this one's."""
+        return stage.tiles if self.ranks is None else self.ranks.tiles(stage)
 
     @cached_property
     def tiles_run(self) -> int:
         """How many of them run: fewer where the image has constant parts."""
-        return self.sharing.statistics(self.steps).run
+        return self.tiles if self.ranks is not None else self.sharing.statistics(self.steps).run
 
     @cached_property
     def peak_bytes(self) -> int:
@@ -85,7 +92,7 @@ class Plan:
         """
         if self.ranks is None:
             return 0
-        layout = self.ranks.layout(self.graph, self.steps)
+        layout = self._layout
         needs = requiring(self.graph, set(self.graph.trained))
         inputs = [v for v in self.graph.inputs.values() if v.name in self.ranks.parts]
         made = [*inputs, *(stage.target for stage in self.stages if stage.stored)]
@@ -95,8 +102,24 @@ class Plan:
 
     @cached_property
     def seconds(self) -> float:
-        """The predicted seconds of a training step, by the constants of its device (:mod:`streamingcnn.plan.times`)."""
-        return step_seconds(self.graph, self.steps, times_of(self.graph.device, layout_of(self.graph)), self.sharing)
+        """The predicted seconds of a training step, by the constants of its device (:mod:`streamingcnn.plan.times`).
+
+        Of several ranks a stage takes what the slowest takes for its own tiles; what travels is not contained.
+        """
+        boxes = None if self.ranks is None else self.ranks.boxes
+        times = times_of(self.graph.device, layout_of(self.graph))
+        return step_seconds(self.graph, self.steps, times, self.sharing, boxes)
+
+    def map_bytes(self, value: Value) -> int:
+        """The bytes that the pages of a map take; of several ranks, this one's part and the seams that it is sent."""
+        if self.ranks is None:
+            return self.sharing.map_bytes(value)
+        return value.depth * volume(self._layout.held[value.name][self.ranks.rank]) * value.dtype.itemsize
+
+    @cached_property
+    def _layout(self) -> Layout:
+        assert self.ranks is not None
+        return self.ranks.layout(self.graph, self.steps)
 
     @cached_property
     def receptive_field(self) -> tuple[int, ...]:

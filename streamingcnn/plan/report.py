@@ -76,6 +76,19 @@ def totals(plan: Plan) -> list[str]:
         f"{_count(len(stages), 'stage')}, {_tiles(plan)}, forward work {work:.2f}x of plain",
         ", ".join([*held, f"predicted peak {format_bytes(plan.peak_bytes)}{given}"]),
         f"predicted time {format_seconds(plan.seconds)} for a training step",
+        *_ranks(plan),
+    ]
+
+
+def _ranks(plan: Plan) -> list[str]:
+    """What is whose in a plan of several ranks."""
+    if plan.ranks is None:
+        return []
+    return [
+        f"divided over {len(plan.ranks)} ranks ({by(plan.ranks.division.parts)}): tiles and maps are those of rank "
+        f"{plan.ranks.rank}, the peak of the one that holds most, the time of the slowest",
+        f"rank {plan.ranks.rank} sends {format_bytes(plan.bytes_sent(plan.ranks.rank))} of pixels and their gradients "
+        "in a training step",
     ]
 
 
@@ -133,12 +146,12 @@ def _stage_row(plan: Plan, number: int, step: Stage) -> dict[str, str]:
         "shape": _map_of(plan, step),
         "way": _way(step),
         "tile": by(step.tile),
-        "tiles": str(step.tiles),
+        "tiles": str(plan.tiles_of(step)),
         "run": str(plan.sharing.count(step)) if step in plan.sharing.runs else "",
         "overlap": by(plan.image_overlap(step)),
         "FLOPs x": f"{stage_work(step, arithmetic) / own:.2f}" if own else "",
         "tile bytes": format_bytes(tile_bytes(step)),
-        "map": format_bytes(plan.sharing.map_bytes(step.target)) if step.stored else "",
+        "map": format_bytes(plan.map_bytes(step.target)) if step.stored else "",
         "kept": format_bytes(_kept(plan, step)) if step.way == "keep" else "",
     }
 
@@ -149,10 +162,13 @@ def _way(stage: Stage) -> str:
 
 
 def _kept(plan: Plan, stage: Stage) -> int:
-    return tile_bytes(stage) * plan.sharing.count(stage) if stage.way == "keep" else 0
+    count = plan.tiles_of(stage) if plan.ranks is not None else plan.sharing.count(stage)
+    return tile_bytes(stage) * count if stage.way == "keep" else 0
 
 
 def _tiles(plan: Plan) -> str:
+    if plan.ranks is not None:
+        return _count(plan.tiles, "tile")
     run = plan.sharing.statistics(plan.steps)
     return _count(run.tiles, "tile") if run.run == run.tiles else str(run)
 
@@ -164,7 +180,7 @@ def _place(plan: Plan, stage: Stage) -> str:
 
 def _held(plan: Plan, place: str) -> int:
     stages = [stage for stage in plan.stages if stage.stored and _place(plan, stage) == place]
-    return sum(plan.sharing.map_bytes(stage.target) for stage in stages)
+    return sum(plan.map_bytes(stage.target) for stage in stages)
 
 
 def _map_of(plan: Plan, stage: Stage) -> str:

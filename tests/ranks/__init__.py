@@ -5,6 +5,7 @@ table: starting processes takes longer than most cases.
 
 ``case``         what all tasks have in common
 ``table``        every network of the table, divided
+``sizes``        the same at 17, 17 x 61 and 15 x 33 x 9
 ``fuzz``         random networks, divided
 ``layouts``      wide halos, empty parts, images and results in parts
 ``adjoint``      the exchange of boxes, forward and backward

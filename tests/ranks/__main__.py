@@ -21,13 +21,27 @@ from .layouts import layouts
 from .memory import memory
 from .replicas import replicas
 from .restart import restart
+from .sizes import sizes
 from .slides import slides
 from .table import table
 from .traffic import traffic
 
 TASKS: dict[str, Callable[[list[str]], Iterator[Case]]] = {
     task.__name__: task
-    for task in (table, fuzz, layouts, adjoint, traffic, memory, replicas, slides, checkpoints, restart, failing)
+    for task in (
+        table,
+        sizes,
+        fuzz,
+        layouts,
+        adjoint,
+        traffic,
+        memory,
+        replicas,
+        slides,
+        checkpoints,
+        restart,
+        failing,
+    )
 }
 
 

@@ -37,8 +37,8 @@ def failing(kinds: list[str]) -> Iterator[Case]:
         image = image[..., :30]
     if kind == "sleep" and guilty:
         time.sleep(600)
-    if kind in ("kill forward", "exception"):
-        result = streamed(_Failing(image, kind if guilty else ""))
+    if kind in ("kill forward", "kill others compute", "exception"):
+        result = streamed(_Failing(image, kind if guilty else "compute" if kind == "kill others compute" else ""))
     else:
         result = streamed(image)
     if kind == "kill backward" and guilty:
@@ -48,7 +48,7 @@ def failing(kinds: list[str]) -> Iterator[Case]:
 
 
 class _Failing:
-    """A source that ends its process, or raises, in the middle of an image."""
+    """A source that ends its process, raises, or takes its time in the middle of an image."""
 
     axes = "NCYX"
 
@@ -56,7 +56,9 @@ class _Failing:
         self.image, self.kind, self.shape, self.dtype = image, kind, tuple(image.shape), image.dtype
 
     def read(self, box: Box) -> Tensor:
-        if self.kind and box[0][0] > 22:
+        if self.kind == "compute":
+            time.sleep(600)  # and not in a message from anyone
+        elif self.kind and box[0][0] > 22:
             if self.kind == "exception":
                 raise OSError(f"the pixels of {box} cannot be read")
             os.kill(os.getpid(), signal.SIGKILL)

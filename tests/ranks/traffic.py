@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 
 from streamingcnn import Partition, StreamingModule
 from streamingcnn.memory import LiveBytes
 from streamingcnn.models import UNet3D, resnet18
+from streamingcnn.runner import Runner
 
 from .case import Case, cut
+
+
+class Counted:
+    """How many tiles were run, and how many of them in forward."""
+
+    run = forward = 0
+
+    def counting(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any) -> Any:
+            self.run += 1
+            return method(*arguments)
+
+        return counted
 
 
 def traffic(_: list[str]) -> Iterator[Case]:
@@ -27,11 +42,18 @@ def traffic(_: list[str]) -> Iterator[Case]:
         image = torch.randn(shape)
         part = partition.part(cut(image, partition.input_box(shape)).clone(), shape)
         plan = net.plan(part)
-        before = partition.link.sent
-        with LiveBytes() as live:
+        before, tiles = partition.link.sent, Counted()
+        with LiveBytes() as live, pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Runner, "_forward_tile", tiles.counting(Runner._forward_tile))
             result = net(part)
+            tiles.forward = tiles.run
             result.backward(torch.ones_like(result))
-        mine = {"sent": partition.link.sent - before, "planned": plan.bytes_sent(partition.rank), "live": live.peak}
+        mine: Case = {
+            "sent": partition.link.sent - before,
+            "planned": plan.bytes_sent(partition.rank),
+            "live": live.peak,
+        }
+        mine |= {"tiles": [tiles.forward, plan.tiles]}
         everyone: list[Any] = [None] * partition.size
         dist.all_gather_object(everyone, mine)
         yield {"case": name, "ranks": everyone, "predicted": plan.peak_bytes}
