@@ -96,8 +96,11 @@ class Result:
     identical: bool = True
 
 
-def faults(folder: Path, kills: int, epochs: int, seed: int = 0) -> Result:
-    """Kill so often; an error where a checkpoint is torn."""
+def faults(folder: Path, kills: int, epochs: int, seed: int = 0, inside: int = 0) -> Result:
+    """Kill so often, and go on until so many were inside a write, for at most five times as many kills.
+
+    It is an error where a checkpoint is torn.
+    """
     server: Any = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(["tests.preloaded"])
     table, choose, result = prepare(folder), random.Random(seed), Result()
@@ -122,11 +125,14 @@ def faults(folder: Path, kills: int, epochs: int, seed: int = 0) -> Result:
     result.computing = float((folder / "spent").read_text())
     life = 2 * (first - begun + result.seconds / kills)
 
-    while result.kills < kills:
+    def enough() -> bool:
+        return result.kills >= kills and (result.inside >= inside or result.kills >= 5 * kills)
+
+    while not enough():
         out = folder / f"killed_{result.runs}"
         result.runs += 1
         reached = (1, 0)  # epoch and step of the first checkpoint, which is written before any
-        while result.kills < kills:
+        while not enough():
             process = start(out)
             process.join(choose.uniform(0, life))
             if process.is_alive() and result.kills % 2:

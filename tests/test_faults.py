@@ -1,4 +1,4 @@
-"""Ten kills at random moments over one training; `make faults` does two hundred over a longer one."""
+"""Ten kills or more at random moments over one training; `make faults` does two hundred over a longer one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.faults import faults
 @pytest.mark.skipif("forkserver" not in multiprocessing.get_all_start_methods(), reason="needs fork")
 @pytest.mark.timeout(300)
 def test_ten_kills_lose_nothing(tmp_path: Path) -> None:
-    result = faults(tmp_path, kills=10, epochs=12)
-    assert result.kills == 10
+    result = faults(tmp_path, kills=10, epochs=12, inside=2)
+    assert result.kills >= 10
     assert result.inside >= 2
     assert result.identical

@@ -75,7 +75,7 @@ def test_parts_without_pixels_take_nothing() -> None:
     )
     plans = [over(deep, 1.0, 1.0, 1.0, rank=rank) for rank in range(3)]
     assert plans[0].seconds == plans[1].seconds == plans[2].seconds > 0
-    assert min(plan.tiles_of(plan.stages[-1]) for plan in plans) == 0
+    assert min(plan._tiles_of(plan.stages[-1]) for plan in plans) == 0
 
 
 def test_what_is_printed(graph: Graph) -> None:

@@ -65,9 +65,9 @@ class Plan:
     @property
     def tiles(self) -> int:
         """How many tiles one forward runs, all stages together; of several ranks, this one."""
-        return sum(self.tiles_of(stage) for stage in self.stages)
+        return sum(self._tiles_of(stage) for stage in self.stages)
 
-    def tiles_of(self, stage: Stage) -> int:
+    def _tiles_of(self, stage: Stage) -> int:
         """How many tiles a stage has; of several ranks, this one's."""
         return stage.tiles if self.ranks is None else self.ranks.tiles(stage)
 
@@ -110,7 +110,7 @@ class Plan:
         times = times_of(self.graph.device, layout_of(self.graph))
         return step_seconds(self.graph, self.steps, times, self.sharing, boxes)
 
-    def map_bytes(self, value: Value) -> int:
+    def _map_bytes(self, value: Value) -> int:
         """The bytes that the pages of a map take; of several ranks, this one's part and the seams that it is sent."""
         if self.ranks is None:
             return self.sharing.map_bytes(value)

@@ -146,12 +146,12 @@ def _stage_row(plan: Plan, number: int, step: Stage) -> dict[str, str]:
         "shape": _map_of(plan, step),
         "way": _way(step),
         "tile": by(step.tile),
-        "tiles": str(plan.tiles_of(step)),
+        "tiles": str(plan._tiles_of(step)),
         "run": str(plan.sharing.count(step)) if step in plan.sharing.runs else "",
         "overlap": by(plan.image_overlap(step)),
         "FLOPs x": f"{stage_work(step, arithmetic) / own:.2f}" if own else "",
         "tile bytes": format_bytes(tile_bytes(step)),
-        "map": format_bytes(plan.map_bytes(step.target)) if step.stored else "",
+        "map": format_bytes(plan._map_bytes(step.target)) if step.stored else "",
         "kept": format_bytes(_kept(plan, step)) if step.way == "keep" else "",
     }
 
@@ -162,7 +162,7 @@ def _way(stage: Stage) -> str:
 
 
 def _kept(plan: Plan, stage: Stage) -> int:
-    count = plan.tiles_of(stage) if plan.ranks is not None else plan.sharing.count(stage)
+    count = plan._tiles_of(stage) if plan.ranks is not None else plan.sharing.count(stage)
     return tile_bytes(stage) * count if stage.way == "keep" else 0
 
 
@@ -180,7 +180,7 @@ def _place(plan: Plan, stage: Stage) -> str:
 
 def _held(plan: Plan, place: str) -> int:
     stages = [stage for stage in plan.stages if stage.stored and _place(plan, stage) == place]
-    return sum(plan.map_bytes(stage.target) for stage in stages)
+    return sum(plan._map_bytes(stage.target) for stage in stages)
 
 
 def _map_of(plan: Plan, stage: Stage) -> str:
