@@ -153,17 +153,24 @@ def draw(plans: Sequence[Plan], plain: int, path: Path, title: str) -> None:
     from matplotlib import pyplot as plt
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
-    heights = [plan.seconds for plan in plans]
-    peaks = [plan.peak_bytes for plan in plans]
+    points = [(plan.peak_bytes, plan.seconds) for plan in plans]
+    # The smallest plan of all may take a hundred times as long as the next one: all others would lie on the axis.
+    top = 1.2 * max(height for _, height in points if height <= 4 * min(height for _, height in points))
+    shown = [(peak, height) for peak, height in points if height <= top]
     figure, axis = plt.subplots(figsize=(7, 4.2))
-    axis.plot(peaks, heights, "o-", color="#1f6f8b", label="streamed, one point per budget")
+    axis.plot(*zip(*shown, strict=True), "o-", color="#1f6f8b", label="streamed, one point per budget")
     axis.axvline(plain, color="#888888", linestyle="--", label=f"plain PyTorch, {format_bytes(plain)}")
     axis.set_xscale("log", base=2)
     axis.xaxis.set_major_formatter(
         FuncFormatter(lambda value, _: format_bytes(value).replace(".00", "").replace(".0", ""))
     )
     axis.xaxis.set_minor_formatter(NullFormatter())
-    axis.set_ylim(0, 1.2 * max(heights))
+    axis.set_ylim(0, top)
+    for peak, height in points:
+        if height > top:
+            axis.plot(peak, top, "^", color="#1f6f8b", clip_on=False)
+            said = f"{format_bytes(peak)}: {format_seconds(height)}"
+            axis.annotate(said, (peak, top), textcoords="offset points", xytext=(6, -12), fontsize=9)
     axis.set_xlabel("predicted peak of a training step")
     axis.set_ylabel("predicted seconds of a training step")
     axis.set_title(title, loc="left", fontsize=10)
