@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import accumulate
 
 from ..graph import Given, Graph, Plain, Reduced, requiring
 from ..ops.rule import Value
@@ -61,23 +62,24 @@ Entry = Piece | Group
 
 
 @dataclass(frozen=True)
-class Sides:
-    """The global values of a stage: which it reads, and the bytes that they and their gradients take beside its tiles.
+class Part:
+    """What a step has in every draft that it is in.
 
-    In ``backward`` the sums of the parameters' own gradients are not contained: they stay for good.
+    Attributes:
+        reads: the values whose maps it reads.
+        makes: the values whose maps it makes.
+        trained: the parameters whose gradients it adds to.
+        gradients: the bytes of those gradients.
+        forward, backward: bytes of the global values that it makes, beside its tiles. In ``backward`` the sums of the
+            parameters' own gradients are not contained: they stay for good.
     """
 
-    read: frozenset[str]
-    forward: int
-    backward: int
-
-
-@dataclass(frozen=True)
-class Trained:
-    """The parameters that a step reads and whose gradients it adds to, and the bytes of those gradients."""
-
-    names: frozenset[str]
-    bytes: int
+    reads: tuple[str, ...]
+    makes: tuple[str, ...]
+    trained: frozenset[str]
+    gradients: int
+    forward: int = 0
+    backward: int = 0
 
 
 @dataclass(frozen=True)
@@ -138,8 +140,7 @@ class Workshop:
             if isinstance(node, Given) and node.source == "parameter" and n in graph.trained
         }
         self.needs = requiring(graph, set(graph.trained))
-        self._sides: dict[Piece, Sides] = {}
-        self._trained: dict[Entry, Trained] = {}
+        self._parts: dict[Entry, Part] = {}
         self._pieces: dict[str, list[Piece]] = {}
         #: The share of its tiles that run, by node; a map with shared pages has about that share of its bytes.
         self.running = self._running(steps) if content.constants else {}
@@ -258,79 +259,84 @@ class Workshop:
 
     def lives(self, entries: Sequence[Entry]) -> dict[str, tuple[int, int]]:
         """By stored map: the position of the step that makes it, and of the last that reads it."""
-        made: dict[str, tuple[int, int]] = {}
+        made: dict[str, int] = {}
+        last: dict[str, int] = {}
         for k, entry in enumerate(entries):
-            for value in entry.frontier if isinstance(entry, Piece) else entry.reads:
-                if value.name in made:
-                    made[value.name] = (made[value.name][0], k)
-            if isinstance(entry, Group):
-                made.update({v.name: (k, k) for v in entry.results if v.spatial})
-            elif entry.stored and entry.nodes:
-                made[entry.target.name] = (k, k)
-        return {n: (first, len(entries) if n in self.outputs else last) for n, (first, last) in made.items()}
+            part = self.part(entry)
+            for name in part.reads:
+                last[name] = k
+            for name in part.makes:
+                made[name] = last[name] = k
+        for name in self.outputs & made.keys():
+            last[name] = len(entries)
+        return {name: (first, last[name]) for name, first in made.items()}
 
     def _standing(self, draft: Draft) -> tuple[list[int], list[int]]:
         """Per step the bytes beside its tile, in forward and in backward: maps, their gradients, kept graphs."""
-        count = len(draft.entries)
+        entries, kept, needs = draft.entries, draft.kept, bool(self.needs)
+        count = len(entries)
         forward, backward = [0] * (count + 2), [0] * (count + 2)
-        for name, (first, last) in self.lives(draft.entries).items():
+        for name, (first, last) in self.lives(entries).items():
             size = self.bytes_of[name]
             forward[first] += size
-            if name in self.outputs and self.needs:
+            if name in self.outputs and needs:
                 # The caller holds the result and the gradient given to it until the step is over.
                 backward[0] += 2 * size
                 continue
-            if not self.needs:
+            if not needs:
                 forward[min(last, count) + 1] -= size
                 continue
             # The map lives from its making to its maker's backward, its gradient from its last reader's backward.
             backward[first] += 2 * size
             backward[min(last, count) + 1] -= size
-        for k, entry in enumerate(draft.entries):
-            graphs = entry.bytes if isinstance(entry, Group) else draft.kept[entry].kept if entry in draft.kept else 0
+        for k, entry in enumerate(entries):
+            graphs = entry.bytes if isinstance(entry, Group) else kept[entry].kept if entry in kept else 0
             forward[k] += graphs
             backward[k] += graphs
-        for k in range(1, count + 1):
-            forward[k] += forward[k - 1]
-            backward[k] += backward[k - 1]
+        forward, backward = list(accumulate(forward[:-1])), list(accumulate(backward[:-1]))
         summed: set[str] = set()
         gradients = 0
         for k in reversed(range(count)):
-            entry = draft.entries[k]
-            trained = self.trained(entry)
-            if summed.isdisjoint(trained.names):
-                gradients += trained.bytes
+            part = self.part(entries[k])
+            if summed.isdisjoint(part.trained):
+                gradients += part.gradients
             else:
-                gradients += sum(self.gradients[name] for name in trained.names - summed)
-            summed |= trained.names
-            backward[k] += gradients
-            if isinstance(entry, Piece):
-                sides = self.sides(entry)
-                forward[k] += sides.forward
-                backward[k] += sides.backward if self.needs else 0
+                gradients += sum(self.gradients[name] for name in part.trained - summed)
+            summed |= part.trained
+            forward[k] += part.forward
+            backward[k] += gradients + (part.backward if needs else 0)
         return forward, backward
 
-    def trained(self, entry: Entry) -> Trained:
-        """The parameters that a step adds gradients to."""
-        if entry not in self._trained:
-            reads = self.sides(entry).read if isinstance(entry, Piece) else {value.name for value in entry.reads}
-            names = frozenset(reads & self.gradients.keys())
-            self._trained[entry] = Trained(names, sum(self.gradients[name] for name in names))
-        return self._trained[entry]
+    def part(self, entry: Entry) -> Part:
+        """What a step has in every draft that it is in."""
+        part = self._parts.get(entry)
+        if part is None:
+            part = self._parts[entry] = self._part_of(entry)
+        return part
 
-    def sides(self, piece: Piece) -> Sides:
-        """The global values of a stage."""
-        if piece not in self._sides:
-            read = frozenset(value.name for node in piece.nodes for value in node.rule.side)
-            made = {one[0].name: one[0] for node in piece.nodes for one in node.rule.prepared}
-            own = {
-                value.name: value
-                for node in piece.nodes
-                if not node.rule.prepared
-                for value in node.rule.side
-                if value.name in self.needs
-            }
-            prepared, direct = sum(map(map_bytes, made.values())), sum(map(map_bytes, own.values()))
-            # The values made, the sums of their gradients, and one tile's gradients beside the sums.
-            self._sides[piece] = Sides(read, prepared, 3 * prepared + direct)
-        return self._sides[piece]
+    def _part_of(self, entry: Entry) -> Part:
+        values = entry.frontier if isinstance(entry, Piece) else entry.reads
+        reads = tuple(value.name for value in values)
+        if isinstance(entry, Group):
+            trained = self.gradients.keys() & set(reads)
+            makes = tuple(value.name for value in entry.results if value.spatial)
+            return Part(reads, makes, frozenset(trained), sum(self.gradients[name] for name in trained))
+        trained = self.gradients.keys() & {value.name for node in entry.nodes for value in node.rule.side}
+        made = {one[0].name: one[0] for node in entry.nodes for one in node.rule.prepared}
+        own = {
+            value.name: value
+            for node in entry.nodes
+            if not node.rule.prepared
+            for value in node.rule.side
+            if value.name in self.needs
+        }
+        prepared, direct = sum(map(map_bytes, made.values())), sum(map(map_bytes, own.values()))
+        return Part(
+            reads,
+            (entry.target.name,) if entry.stored and entry.nodes else (),
+            frozenset(trained),
+            sum(self.gradients[name] for name in trained),
+            # The values made; in backward the sums of their gradients too, and one tile's gradients beside the sums.
+            prepared,
+            3 * prepared + direct,
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -69,7 +69,8 @@ class Remembering(LiveBytes):
                 return args[0]
             tensors = [one and _strided(*one) for one in made]
             return tensors[0] if container is None else container(tensors)
-        result = super()._result(func, args, kwargs)
+        shape = _SHAPES.get(func)
+        result = shape(*args) if shape is not None else super()._result(func, args, kwargs)
         if args and result is args[0]:
             if _metadata(result) == key[1][0]:
                 self._known[key] = _Overwritten, []
@@ -81,6 +82,35 @@ class Remembering(LiveBytes):
             made = [one if one is None else (tuple(one.shape), one.stride(), one.dtype) for one in results]
             self._known[key] = type(result) if several else None, made
         return result
+
+
+def _threshold_backward(gradient: Tensor, read: Tensor, *rest: Any) -> Tensor:
+    if gradient.stride() == read.stride() and gradient.dtype == read.dtype:
+        return torch.empty_like(read)
+    result: Tensor = torch.ops.aten.threshold_backward.default(gradient, read, *rest)
+    return result
+
+
+def _batch_norm(read: Tensor, *rest: Any) -> list[Tensor]:
+    return [torch.empty_like(read), *(read.new_empty(read.shape[1], dtype=_wide(read)) for _ in "ms")]
+
+
+def _batch_norm_backward(gradient: Tensor, read: Tensor, *rest: Any) -> list[Tensor | None]:
+    first, *others = rest[-1]
+    given = [read.new_empty(read.shape[1], dtype=_wide(read)) if wanted else None for wanted in others]
+    return [torch.empty_like(gradient) if first else None, *given]
+
+
+def _wide(read: Tensor) -> torch.dtype:
+    return torch.promote_types(read.dtype, torch.float32)
+
+
+#: Operations that PyTorch takes long to find the shapes of, and steps have hundreds of.
+_SHAPES: dict[torch._ops.OpOverload, Callable[..., Any]] = {
+    torch.ops.aten.threshold_backward.default: _threshold_backward,
+    torch.ops.aten.native_batch_norm.default: _batch_norm,
+    torch.ops.aten.native_batch_norm_backward.default: _batch_norm_backward,
+}
 
 
 class _Overwritten:

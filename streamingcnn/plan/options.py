@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
+from typing import overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..boxes import Box, full, sizes, volume
 from ..graph import Graph, Local, Reduced, requiring
@@ -62,6 +64,48 @@ class Option:
     def kept(self) -> int:
         """Bytes that all tiles keep."""
         return self.saved * self.tiles
+
+
+@dataclass(frozen=True)
+class Options(Sequence[Option]):
+    """Options as columns: a stage has hundreds, and all but a few are looked at together and never one by one."""
+
+    tiles: Sequence[tuple[int, ...]]
+    seconds: tuple[Array, ...]
+    whole: tuple[NDArray[np.int64], ...]
+
+    @overload
+    def __getitem__(self, index: int) -> Option: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Option]: ...
+    def __getitem__(self, index: int | slice) -> Option | list[Option]:
+        return self._some(range(len(self))[index]) if isinstance(index, slice) else self._some([index])[0]
+
+    def __len__(self) -> int:
+        return len(self.tiles)
+
+    @property
+    def recomputed(self) -> list[Option]:
+        """Those of which no other is both smaller and faster, where tiles are computed again; smallest first."""
+        forward, again, backward, _ = self.seconds
+        return self._front(self.whole[3], forward + again + backward)
+
+    @property
+    def keeping(self) -> list[Option]:
+        """The same where graphs are kept."""
+        forward, _, backward, fresh = self.seconds
+        return self._front(self.whole[2] * self.whole[0], forward + backward + fresh)
+
+    def _front(self, bytes_of: NDArray[np.int64], seconds: Array) -> list[Option]:
+        order = np.lexsort((seconds, bytes_of))
+        fastest = np.minimum.accumulate(seconds[order])
+        better = np.append(True, fastest[1:] < fastest[:-1])
+        return self._some(order[better].tolist())
+
+    def _some(self, chosen: Sequence[int]) -> list[Option]:
+        counts, *sizes = (column[chosen].tolist() for column in self.whole)
+        seconds = (column[chosen].tolist() for column in self.seconds)
+        return list(map(Option, [self.tiles[k] for k in chosen], counts, *seconds, *sizes))
 
 
 class Piece:
@@ -140,19 +184,19 @@ class Piece:
     # ------------------------------------------------------------------ options
 
     @cached_property
-    def options(self) -> tuple[Option, ...]:
+    def options(self) -> Options:
         """Every tile worth considering, the largest first."""
-        return tuple(self.at(self.tiles if self.tiles is not None else candidate_tiles(self.target.extents)))
+        return self.at(self.tiles if self.tiles is not None else candidate_tiles(self.target.extents))
 
     @cached_property
     def recomputed(self) -> list[Option]:
         """The options of which no other is both smaller and faster, where tiles are computed again; smallest first."""
-        return _front(self.options, lambda o: (o.working, o.recompute))
+        return self.options.recomputed
 
     @cached_property
     def keeping(self) -> list[Option]:
         """The same where graphs are kept."""
-        return _front(self.options, lambda o: (o.kept, o.keep))
+        return self.options.keeping
 
     def within(self, limit: int) -> Option:
         """The fastest option whose backward takes no more bytes, else the smallest."""
@@ -174,7 +218,7 @@ class Piece:
         for name in ("options", "recomputed", "keeping", "_limits"):
             self.__dict__.pop(name, None)
 
-    def at(self, tiles: Sequence[tuple[int, ...]], within: Box | None = None) -> list[Option]:
+    def at(self, tiles: Sequence[tuple[int, ...]], within: Box | None = None) -> Options:
         """The options of given tiles.
 
         Args:
@@ -197,11 +241,8 @@ class Piece:
         forward, last, backward = (seconds * shares for seconds in (forward, last, backward))
         # The rates of one whole tile, which is large, have it in them.
         fresh = saved * counts * self._memory[1] * (counts > 1)
-        columns = (counts, forward, forward - last, backward, fresh, running, saved, working)
-        return [
-            Option(tile, int(n), float(f), float(a), float(b), float(m), int(r), int(s), int(w))
-            for tile, n, f, a, b, m, r, s, w in zip(tiles, *columns, strict=True)
-        ]
+        whole = tuple(column.astype(np.int64) for column in (counts, running, saved, working))
+        return Options(tiles, (forward, forward - last, backward, fresh), whole)
 
     def _seconds(self, typical: Array, total: Array, counts: Array, along: list[Array]) -> tuple[Array, Array, Array]:
         """Seconds of all tiles: forward, the part of it that backward need not repeat, and backward."""
@@ -327,12 +368,3 @@ def seconds_of(
         options = [option for box in boxes for option in piece.at([stage.tile], box)]
         total += share * max(option.keep if stage.way == "keep" else option.recompute for option in options)
     return total
-
-
-def _front(options: Sequence[Option], of: Callable[[Option], tuple[int, float]]) -> list[Option]:
-    """Sorted by bytes, without those that are no faster than a smaller one."""
-    front: list[Option] = []
-    for option in sorted(options, key=of):
-        if not front or of(option)[1] < of(front[-1])[1]:
-            front.append(option)
-    return front
