@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from streamingcnn.training.examples import Draw
 from streamingcnn.training.folder import read_log
 from streamingcnn.training.heads import AttentionHead
 from streamingcnn.training.loop import Training
-from streamingcnn.training.ranks import Ranks
+from streamingcnn.training.ranks import Ranks, joined
 from streamingcnn.training.recipe import Recipe
 from streamingcnn.training.settings import Settings
 from streamingcnn.training.tasks import Task
@@ -106,13 +107,16 @@ def command_main(rank: int, folder: str, ports: list[int]) -> None:
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(RANKS), LOCAL_WORLD_SIZE=str(RANKS))
     os.environ.update(MASTER_ADDR="127.0.0.1")
     settings = command_settings(folder)
-    for port, more in zip(ports, ({}, {"spatial": 2, "accumulate": 2, "out": f"{folder}/shared"}), strict=True):
+    for port, more in zip(ports[:2], ({}, {"spatial": 2, "accumulate": 2, "out": f"{folder}/shared"}), strict=True):
         os.environ["MASTER_PORT"] = str(port)
         said: list[str] = []
         outcome = train(settings.with_(**more), said.append)
         assert outcome.finished and len(outcome.history) == 2
         assert bool(said) == (rank == 0)
         assert not dist.is_initialized()
+    os.environ["MASTER_PORT"] = str(ports[-1])
+    with joined(torch.device("cpu"), spatial=2, timeout=7.0) as ranks:
+        assert ranks.partition is not None and ranks.partition.link.timeout == timedelta(seconds=7)
 
 
 def free_ports(count: int) -> list[int]:
@@ -128,7 +132,7 @@ def free_ports(count: int) -> list[int]:
 def test_the_command_under_torchrun(tmp_path: Path) -> None:
     """It writes once; and two processes that share each slide train what one process trains."""
     faults.prepare(tmp_path)
-    spawn(command_main, args=(str(tmp_path), free_ports(2)), nprocs=RANKS, join=True)
+    spawn(command_main, args=(str(tmp_path), free_ports(3)), nprocs=RANKS, join=True)
     rows = [row for row in read_log(tmp_path / "run" / "log.csv") if row["loss"]]
     assert [(row["step"], row["images"]) for row in rows] == [("1", "2"), ("2", "2"), ("3", "2"), ("4", "2")]
     assert len(read_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")["generators"]) == RANKS

@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -38,6 +39,7 @@ class Ranks:
 
     Args:
         spatial: how many processes share a slide, each a stripe of it.
+        timeout: seconds after which one of them that does not answer is given up.
 
     Attributes:
         process: this one's number, of ``processes``.
@@ -48,7 +50,7 @@ class Ranks:
         ValueError: the processes cannot be dealt out so.
     """
 
-    def __init__(self, spatial: int = 1) -> None:
+    def __init__(self, spatial: int = 1, timeout: float = 120.0) -> None:
         self._together = dist.is_available() and dist.is_initialized()
         self.process = dist.get_rank() if self._together else 0
         self.processes = dist.get_world_size() if self._together else 1
@@ -63,7 +65,8 @@ class Ranks:
         if spatial > 1:
             kind = "cuda" if dist.get_backend() == "nccl" else "cpu"
             mesh = init_device_mesh(kind, (self.count, spatial), mesh_dim_names=("dp", "spatial"))
-            self.partition, self._across = Partition(mesh["spatial"], dims=("H",)), mesh["dp"].get_group()
+            self.partition = Partition(mesh["spatial"], dims=("H",), timeout=timeout)
+            self._across = mesh["dp"].get_group()
 
     @property
     def first(self) -> bool:
@@ -96,19 +99,24 @@ class Ranks:
 
 
 @contextmanager
-def joined(device: torch.device, spatial: int = 1) -> Iterator[Ranks]:
-    """The processes that ``torchrun`` started, joined while the block runs; this one alone without it."""
+def joined(device: torch.device, spatial: int = 1, timeout: float = 120.0) -> Iterator[Ranks]:
+    """The processes that ``torchrun`` started, joined while the block runs; this one alone without it.
+
+    Those that share a slide meet at every stage of it, and one that is silent for ``timeout`` seconds is given up.
+    Those on other slides meet after each, which may take long: they wait half an hour, or ``timeout`` if that is more.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
-        yield Ranks(spatial)
+        yield Ranks(spatial, timeout)
         return
     store, process, processes = next(rendezvous("env://"))
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         # torchrun keeps it over a restart, with the addresses of the processes that are dead.
         store = PrefixStore(f"life {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=store, rank=process, world_size=processes)
+    patience = timedelta(seconds=max(timeout, 1800.0))
+    dist.init_process_group(backend, store=store, rank=process, world_size=processes, timeout=patience)
     try:
-        yield Ranks(spatial)
+        yield Ranks(spatial, timeout)
         dist.barrier()  # whoever leaves while others still talk to it ends them
     finally:
         dist.destroy_process_group()

@@ -95,6 +95,9 @@ class Settings:
     spatial: int = _setting(
         1, "processes of torchrun that share a slide, each a stripe of it, within its own memory", group="network"
     )
+    timeout: float = _setting(
+        120.0, "seconds after which a process that shares a slide and does not answer is given up", group="network"
+    )
     device: str = _setting("auto", "cpu, cuda, cuda:1; auto: a GPU where there is one", group="network")
     precision: str = _setting(
         "float32", "number format of the computation", choices=("float32", "bf16", "fp16"), group="network"
@@ -156,7 +159,7 @@ class Settings:
             for name, limit in least.items()
             if not getattr(self, name) >= limit
         ]
-        above = {"lr": self.lr, "clip": self.clip, "mpp": self.mpp, "tile": self.tile}
+        above = {"lr": self.lr, "clip": self.clip, "mpp": self.mpp, "tile": self.tile, "timeout": self.timeout}
         found += [
             f"{name} is {value}; it must be above 0"
             for name, value in above.items()
@@ -224,11 +227,11 @@ class Settings:
             partial.write_text(tomli_w.dumps(self.values()), encoding="utf-8")
 
     def differences(self, other: Settings) -> list[str]:
-        """What another run's settings say otherwise, of those that were set and not found."""
+        """What another run's settings say otherwise, of those that were set and matter to what comes out."""
         return [
             f"{each.name}: {getattr(other, each.name)!r} there, {getattr(self, each.name)!r} here"
             for each in settable()
-            if getattr(self, each.name) != getattr(other, each.name) and each.name != "out"
+            if getattr(self, each.name) != getattr(other, each.name) and each.name not in ("out", "timeout")
         ]
 
     def with_(self, **changes: Any) -> Settings:

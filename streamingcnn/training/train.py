@@ -66,7 +66,7 @@ def train(settings: Settings, say: Callable[[str], None] = logger.info) -> Outco
         FloatingPointError: the loss became infinite or NaN.
     """
     device = _device(settings.device)
-    with joined(device, settings.spatial) as ranks:
+    with joined(device, settings.spatial, settings.timeout) as ranks:
         return _train(settings, ranks, device, say if ranks.first else _quiet)
 
 
