@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.accuracy.__main__ import Case, errors
 from benchmarks.measure import Measured, Run, read_csv, step, summarise, write_csv
 from benchmarks.networks import WAYS, prepare
 from benchmarks.pages import fill
@@ -155,3 +157,9 @@ def test_measurements_are_read_as_they_were_written(tmp_path: Path) -> None:
     ]
     write_csv(seen, tmp_path / "seen.csv")
     assert read_csv(tmp_path / "seen.csv") == seen
+
+
+def test_streaming_is_about_as_accurate_as_plain() -> None:
+    streamed, plain = errors(Case("unet3d", "", (1, 1, 24, 24, 24), 12))
+    assert len(streamed) == len(plain) == 38 and 1e-8 < median(plain) < 1e-5
+    assert 0.2 < median(a / b for a, b in zip(streamed, plain, strict=True)) < 3
