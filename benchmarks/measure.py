@@ -20,12 +20,13 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor, nn
 
 from benchmarks.networks import NETWORKS, PEERS, WAYS, prepare
 from streamingcnn import StreamingModule
@@ -133,9 +134,17 @@ def step(run: Run) -> Measured:
     net.to(memory_format=memory_format)  # type: ignore[call-overload]
     x = torch.randn(run.shape, generator=torch.Generator().manual_seed(1)).to(memory_format=memory_format)
     try:
-        plan = forward.plan(x) if isinstance(forward, StreamingModule) else None
+        return _step(run, net, forward, x)
     except BudgetError as error:
         return Measured(run, 0, ended=f"needs {format_bytes(error.smallest)}")
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+            return Measured(run, 0, ended="out of memory")
+        raise
+
+
+def _step(run: Run, net: nn.Module, forward: Callable[[Tensor], Tensor], x: Tensor) -> Measured:
+    plan = forward.plan(x) if isinstance(forward, StreamingModule) else None
 
     def once() -> None:
         net.zero_grad(set_to_none=True)
@@ -161,8 +170,10 @@ def step(run: Run) -> Measured:
     )
 
 
-def measure(runs: Sequence[Run], *, rounds: int, limit: float, once: Collection[Run] = ()) -> list[Measured]:
-    """Every run once per round, interleaved, each in its own process that may take `limit` seconds.
+def measure(
+    runs: Sequence[Run], *, rounds: int, limit: float, once: Collection[Run] = (), memory: int | None = None
+) -> list[Measured]:
+    """Every run once per round, interleaved, each in its own process that may take `limit` seconds and `memory` bytes.
 
     A run that does not end in its first round is not tried again, and neither is one that is wanted `once`.
     """
@@ -172,7 +183,7 @@ def measure(runs: Sequence[Run], *, rounds: int, limit: float, once: Collection[
         for run in runs:
             if run in given_up:
                 continue
-            result = replace(_in_own_process(run, limit), round=number)
+            result = replace(_in_own_process(run, limit, memory), round=number)
             if result.ended != "ok" or run in once:
                 given_up.add(run)
             results.append(result)
@@ -284,14 +295,23 @@ def _most(values: Iterable[_Number | None]) -> _Number | None:
     return max((value for value in values if value is not None), default=None)
 
 
-def _in_own_process(run: Run, limit: float) -> Measured:
-    command = [sys.executable, "-m", "benchmarks.measure", json.dumps(asdict(run))]
+def _in_own_process(run: Run, limit: float, memory: int | None = None) -> Measured:
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.measure",
+        json.dumps(asdict(run)),
+        *([] if memory is None else [str(memory)]),
+    ]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
     except subprocess.TimeoutExpired:
         return Measured(run, 0, ended=f"> {limit:.0f} s")
     if done.returncode < 0:  # by a signal: on Linux most often the kernel, for want of memory
         return Measured(run, 0, ended="killed")
+    if done.returncode > 0 and run.way in PEERS:
+        last = done.stderr.rstrip().rpartition("\n")[2]
+        return Measured(run, 0, ended=f"fails ({last.partition(':')[0]})")
     if done.returncode > 0:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
     return Measured(**{**json.loads(done.stdout), "run": run})
@@ -313,6 +333,8 @@ def _main() -> None:
     ways = (*WAYS, *PEERS)
     if run.network not in NETWORKS or run.way not in ways:
         raise SystemExit(f"unknown run {run}: networks are {', '.join(NETWORKS)}; ways are {', '.join(ways)}")
+    if len(sys.argv) > 2:  # what it may allocate; on Linux that is more than the heap
+        resource.setrlimit(resource.RLIMIT_DATA, (int(sys.argv[2]),) * 2)
     print(json.dumps(asdict(step(run))))
 
 

@@ -13,7 +13,8 @@ from torch.utils.checkpoint import checkpoint
 from benchmarks.convnext import convnext_tiny
 from benchmarks.peers.wrapped import TILE, lightstream
 from streamingcnn import StreamingModule
-from streamingcnn.models import ResNet, UNet3D, resnet18, resnet34, resnet50
+from streamingcnn.models import GMIC3D, ResNet, UNet3D, resnet18, resnet34, resnet50
+from streamingcnn.models.gmic.depth import by_slices
 
 __all__ = ["NETWORKS", "PEERS", "WAYS", "prepare"]
 
@@ -27,6 +28,17 @@ def _monai(name: str, *args: Any, **options: Any) -> Callable[[], nn.Module]:
         return cast(nn.Module, getattr(monai.networks.nets, name)(*args, **options)).eval()
 
     return build
+
+
+class Slices(nn.Module):
+    """A 2-D trunk on every slice of a volume (N, C, D, H, W); plainly it holds the activations of all of them."""
+
+    def __init__(self, trunk: nn.Module) -> None:
+        super().__init__()
+        self.trunk = trunk
+
+    def forward(self, volume: Tensor) -> Tensor:
+        return by_slices(self.trunk, volume, at_once=None)
 
 
 #: Every normalisation is frozen (`eval`), so that all ways compute the same function, unless the name says "train"
@@ -44,7 +56,9 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
         filters=[16, 32, 64, 128],
     ),
     "segresnet": _monai("SegResNet", spatial_dims=3, init_filters=8, in_channels=1, out_channels=3),
+    "unet2d": _monai("BasicUNet", 2, 3, 2, features=(16, 32, 64, 128, 256, 16), norm="batch"),
     "unet3d": lambda: UNet3D(1, 2, levels=4, filters=16).eval(),
+    "gmic3d trunk": lambda: Slices(GMIC3D().ds_net),
     # The first layer of ResNet alone, whose weight gradient is slow on large channels_last images.
     "conv7x7": lambda: nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False),
 }  # fmt: skip
@@ -59,6 +73,9 @@ def prepare(
     """A network with seeded weights, and the function that runs it in one of the `WAYS` or `PEERS`."""
     torch.manual_seed(0)
     net = NETWORKS[network]()
+    if isinstance(net, Slices) and way != "plain":
+        trunk = StreamingModule(net.trunk, tile=tile, memory=memory) if way == "streamed" else net.trunk
+        return net, partial(by_slices, trunk, at_once=1)
     if way == "streamed":
         return net, StreamingModule(net, tile=tile, memory=memory)
     if way == "lightstream":

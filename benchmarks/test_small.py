@@ -14,6 +14,7 @@ from torch import Tensor
 
 from benchmarks.accuracy.__main__ import Case, errors
 from benchmarks.measure import Measured, Run, read_csv, step, summarise, write_csv
+from benchmarks.memory_vs_resolution import __main__ as climb
 from benchmarks.networks import WAYS, prepare
 from benchmarks.pages import fill
 from benchmarks.peers.__main__ import speed
@@ -163,3 +164,13 @@ def test_streaming_is_about_as_accurate_as_plain() -> None:
     streamed, plain = errors(Case("unet3d", "", (1, 1, 24, 24, 24), 12))
     assert len(streamed) == len(plain) == 38 and 1e-8 < median(plain) < 1e-5
     assert 0.2 < median(a / b for a, b in zip(streamed, plain, strict=True)) < 3
+
+
+def test_a_way_that_fails_is_not_tried_on_larger_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(climb, "ways_of", lambda network: [("plain", None)])
+    layer = climb.Network("a convolution", "conv7x7")
+    results = climb.climbed(layer, (64, 8192, 16384), rounds=1, limit=100, gib=1.5, threads=1)
+    assert [(each.run.shape[-1], each.ended) for each in results] == [(64, "ok"), (8192, "out of memory")]
+    lines = climb.table(layer, results).splitlines()
+    assert lines[0] == "| image | plain |" and lines[3] == "| 8192 x 8192 | out of memory |"
+    assert lines[2].startswith("| 64 x 64 | ") and "iB, " in lines[2]

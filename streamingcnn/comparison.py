@@ -14,7 +14,7 @@ gradients, buffers.
     and noise over noise is an error near 1 that means nothing. The floor alone is not enough: a small
     gradient is a difference of large numbers (the scale of a layer in front of a batch norm is an example), and
     1e-6 x 1e-10, our bound, is half the last bit of the largest norm; plain itself is further off. So for a
-    tensor below 1e-4 of the largest norm, a difference below 16 of its last bits (eps of b's dtype) counts as 0.
+    tensor below 1e-4 of the largest norm, a difference below 8 of its last bits (eps of b's dtype) counts as 0.
     Tests, `check` and the benchmarks all use this error, so their figures can be held against each other.
 """
 
@@ -43,7 +43,7 @@ Step: TypeAlias = dict[tuple[Kind, str], Tensor | None]
 
 FLOOR = 1e-6
 #: A tensor smaller than this share of the largest norm may differ by so many of its last bits.
-SMALL, LAST_BITS = 1e-4, 16
+SMALL, LAST_BITS = 1e-4, 8
 
 Key = TypeVar("Key", bound=Hashable)
 

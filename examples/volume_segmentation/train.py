@@ -57,7 +57,10 @@ def train(given: argparse.Namespace, ranks: Ranks, device: torch.device) -> None
     torch.manual_seed(given.seed)
     weights = given.weights or ("1,8,16" if given.data is None else "1,1,1")
     loss = DiceCrossEntropy([float(weight) for weight in weights.split(",")], dice=given.dice)
-    network = UNet3D(1, len(classes), levels=given.levels, filters=given.filters, norm="instance", loss=loss)
+    # Of the brain there is one volume to learn from, and by its own statistics the other half would look like another
+    # tissue: it is tested with those of the training, which batch norm keeps.
+    norm = "instance" if given.data is None else "batch"
+    network = UNet3D(1, len(classes), levels=given.levels, filters=given.filters, norm=norm, loss=loss)
     partition = Partition(dims=("D",), gather="none") if ranks.count > 1 else None
     net = StreamingModule(network.to(device), memory=given.memory, partition=partition)
     optimizer = torch.optim.AdamW(net.parameters(), given.lr)
