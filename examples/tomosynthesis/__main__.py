@@ -35,7 +35,7 @@ from streamingcnn.mammography import write_predictions
 from streamingcnn.training.checkpoint import read_tensors
 from streamingcnn.training.examples import Images
 from streamingcnn.training.loop import Training
-from streamingcnn.training.metrics import auc
+from streamingcnn.training.measures import measure
 from streamingcnn.training.recipe import Recipe
 from streamingcnn.training.watch import Epoch, Watch
 
@@ -87,19 +87,28 @@ def said_of(net: nn.Module, images: Images) -> Tensor:
 
 
 Results = dict[str, dict[str, dict[int, float]]]
+#: By network, class and seed: the ends of the interval of 95 %.
+Intervals = dict[str, dict[str, dict[int, list[float]]]]
 
 
-def table(results: Results, seeds: Sequence[int]) -> str:
-    """What the README shows: the AUC of each network and seed, and which bars were reached.
+def table(results: Results, seeds: Sequence[int], intervals: Intervals | None = None) -> str:
+    """What the README shows: the AUC of each network and seed, its interval, and which bars were reached.
 
     >>> table({"gmic3d": {kind: {0: 0.9, 1: 0.8} for kind in CLASSES}}, [0, 1]).splitlines()[2]
     '| 3D-GMIC | malignant | 0.850 | 0.900 | 0.800 |'
     """
+
+    def shown(name: str, kind: str, seed: int) -> str:
+        if seed not in results[name][kind]:
+            return "not run"
+        interval = (intervals or {}).get(name, {}).get(kind, {}).get(seed)
+        return f"{results[name][kind][seed]:.3f}" + (" ({:.2f} to {:.2f})".format(*interval) if interval else "")
+
     head = ["network", "class", "mean", *(f"seed {seed}" for seed in seeds)]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for name, found in results.items():
         for kind in reversed(CLASSES):
-            figures = [f"{found[kind][seed]:.3f}" if seed in found[kind] else "not run" for seed in seeds]
+            figures = [shown(name, kind, seed) for seed in seeds]
             mean = f"{np.mean(list(found[kind].values())):.3f}" if found[kind] else "not run"
             lines.append(f"| {networks.TITLES[name]} | {kind} | {' | '.join([mean, *figures])} |")
     ours = results["gmic3d"]["malignant"]
@@ -147,18 +156,21 @@ def main() -> None:
     truths = volumes.drawn(split, settings["volumes"], first)
     judged = volumes.examples(truths, split)
     results: Results = {name: {kind: {} for kind in CLASSES} for name in options.models}
+    intervals: Intervals = {name: {kind: {} for kind in CLASSES} for name in options.models}
     for (seed, name), net in nets.items():
         said = said_of(net, judged)
         write_predictions(options.out / str(seed) / f"{name}.csv", judged.names, said, judged.targets)
         for number, kind in enumerate(CLASSES):
             labels = judged.targets[:, number].int().tolist()
-            results[name][kind][seed] = auc(labels, said[:, number].tolist())
+            answers = torch.stack([1 - said[:, number], said[:, number]], 1)
+            measured = measure("binary", labels, answers.numpy(), ("none", kind))
+            results[name][kind][seed], intervals[name][kind][seed] = measured["auc"], measured["auc_interval"]
         found = results[name]["malignant"][seed]
         print(f"{networks.TITLES[name]}, seed {seed}: {split} AUC malignant {found:.3f}", flush=True)
     with whole_file(options.out / "results.json") as partial:
-        partial.write_text(json.dumps({"seeds": options.seeds, **results}, indent=1) + "\n")
+        partial.write_text(json.dumps({"seeds": options.seeds, **results, "intervals": intervals}, indent=1) + "\n")
     if results.get("gmic3d", {}).get("malignant"):
-        print(text := table(results, options.seeds))
+        print(text := table(results, options.seeds, intervals))
         if options.pages:
             fill(HERE / "README.md", "tomosynthesis", text)
     if (options.seeds[0], "gmic3d") in nets:
