@@ -56,6 +56,8 @@ FORMATS = {
 }
 #: A box of a round is dropped when its reference product took this much longer than the best.
 _SLOWED = 1.10
+#: Seconds from which a step is not made twice: to count its bytes costs nothing beside it, nor what only the first has.
+_LONG = 20.0
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ class Summary:
 
 
 def step(run: Run) -> Measured:
-    """Makes the run here, in this process: one step that counts bytes, then one that is timed."""
+    """Makes the run here, in this process: one step that counts bytes, then one that is timed, if steps are short."""
     torch.set_num_threads(run.threads)
     net, forward = prepare(run.network, run.way, run.tile, run.memory)
     memory_format = FORMATS[run.memory_format]
@@ -151,12 +153,15 @@ def _step(run: Run, net: nn.Module, forward: Callable[[Tensor], Tensor], x: Tens
         y = forward(x)  # held until the step is over, as a caller may do: a plan counts it
         y.backward(torch.full_like(y, 1 / y.numel()))  # the gradient of its mean, without a loss of four bytes
 
+    start = time.perf_counter()
     with LiveBytes() as live:
         once()
-    product_seconds = _reference_product()
-    start = time.perf_counter()
-    once()
     seconds = time.perf_counter() - start
+    product_seconds = _reference_product()
+    if seconds < _LONG:
+        start = time.perf_counter()
+        once()
+        seconds = time.perf_counter() - start
     rss_unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
     return Measured(
         run=run,
