@@ -19,6 +19,8 @@ from streamingcnn.memory import format_bytes
 
 PLANES, VOLUMES = (512, 1024, 2048, 4096, 8192, 16384), (64, 128, 256, 512)
 BUDGETS = ("512MiB", "2GiB", "8GiB")
+#: The longest time per megapixel over the shortest, at most, where it is called flat.
+FLAT = 1.15
 
 
 @dataclass(frozen=True)
@@ -59,10 +61,12 @@ def main() -> None:
     """Measures, prints a table per network, and writes the CSV and the pictures."""
     parser = arguments(__doc__ or "", Path(__file__).parent, rounds=1, limit=300)
     names = [network.name for network in NETWORKS]
-    parser.add_argument("--only", nargs="+", choices=names, default=names, help="networks to measure")
+    parser.add_argument("--only", nargs="*", default=names, help="networks to measure; none: print and draw again")
     parser.add_argument("--sides", type=int, nargs="+", help="of these sizes only")
     parser.add_argument("--memory-limit", type=float, default=20, help="GiB that a run may take (%(default)s)")
     options = parser.parse_args()
+    if unknown := set(options.only) - set(names):
+        parser.error(f"no network is called {', '.join(sorted(unknown))}; there are {', '.join(names)}")
     options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / "memory_vs_resolution.csv"
     known = read_csv(file) if file.exists() else []
@@ -128,7 +132,7 @@ def table(network: Network, results: Sequence[Measured]) -> str:
 
 def title(way: Way) -> str:
     """How a table names a way."""
-    return way[0] if way[1] is None else f"{way[0]}, {way[1].replace('iB', ' iB').replace(' i', 'i')}"
+    return way[0] if way[1] is None else f"{way[0]}, {way[1]}"
 
 
 def cell(row: Summary | None) -> str:
@@ -141,7 +145,7 @@ def cell(row: Summary | None) -> str:
 
 
 def flatness(network: Network, by_side: dict[int, dict[Way, Summary]]) -> str:
-    """The time per megapixel (a million voxels in 3-D) of streaming within each budget, smallest to largest size."""
+    """Seconds per megapixel (a million voxels in 3-D) of streaming within each budget, least and most, and if flat."""
     unit, least = ("megapixel", 1024) if network.sides is PLANES else ("million voxels", 64)
     said = []
     for budget in BUDGETS:
@@ -151,7 +155,8 @@ def flatness(network: Network, by_side: dict[int, dict[Way, Summary]]) -> str:
             if side >= least and row is not None and row.seconds is not None:
                 times.append(row.seconds / side ** (2 if network.sides is PLANES else 3) * 1e6)
         if times:
-            said.append(f"{min(times):.2f} to {max(times):.2f} s within {budget}")
+            flat = max(times) <= FLAT * min(times)
+            said.append(f"{min(times):.2f} to {max(times):.2f} s within {budget} ({'flat' if flat else 'not flat'})")
     return f"Streamed seconds per {unit}, from {least} up: {'; '.join(said) or 'none'}."
 
 

@@ -44,16 +44,16 @@ def _draw(networks: Mapping[str, Rows], of: Callable[[int, int, Summary], float 
 
     columns = min(4, len(networks))
     lines = -(-len(networks) // columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(3.4 * columns, 3.1 * lines + 0.5), squeeze=False)
+    height, legend = 3.1 * lines + 0.9, 0.45
+    figure, axes = plt.subplots(lines, columns, figsize=(3.4 * columns, height), squeeze=False)
     handles: dict[str, Any] = {}
     for axis, (title, rows) in zip(axes.flat, networks.items(), strict=False):
         _panel(axis, title, rows, of, handles)
     for axis in axes.flat[len(networks) :]:
         axis.set_visible(False)
     figure.suptitle(what, x=0.01, ha="left", fontsize=11)
-    # In the place of the panel that is missing, or below.
-    figure.legend(handles.values(), handles, loc="lower right", frameon=False, fontsize=9)
-    figure.tight_layout()
+    figure.legend(handles.values(), handles, loc="lower center", ncols=3, frameon=False, fontsize=8)
+    figure.tight_layout(rect=(0, legend / height, 1, 1))
     for suffix, options in ((".png", {"dpi": 130}), (".svg", {"metadata": {"Date": None}})):
         figure.savefig(path.with_suffix(suffix), **options)
     plt.close(figure)
@@ -72,8 +72,11 @@ def _panel(
         if points:
             label = f"streamed, {name}" if name.endswith("iB") else name
             (handles[label],) = axis.plot(*zip(*points, strict=True), marker="o", ms=3.5, color=colour, ls=line)
+    from matplotlib.ticker import LogLocator
+
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.yaxis.set_major_formatter("{x:g}")
     axis.set_xticks(list(rows), [str(side) for side in rows], fontsize=8)
     axis.tick_params(axis="y", labelsize=8)
