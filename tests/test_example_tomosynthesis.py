@@ -96,7 +96,8 @@ def test_the_example_trains_all_three_networks_and_draws(
     printed = capsys.readouterr().out
     assert "| 3D-GMIC | malignant |" in printed and "- above the maximum projection: " in printed
     results = json.loads((out / "results.json").read_text())
-    assert set(results) == {"seeds", "gmic3d", "maximum", "slices"} and len(results["slices"]["malignant"]) == 1
+    assert set(results) == {"seeds", "gmic3d", "maximum", "slices", "intervals"}
+    assert len(results["slices"]["malignant"]) == len(results["intervals"]["slices"]["malignant"]) == 1
     assert {path.name for path in (out / "pictures").iterdir()} == {"volume.gif", "crops.png", "slice_02.png"}
     # What is trained is judged again without training.
     (out / "5" / "slices.pt").unlink()
