@@ -318,4 +318,4 @@ def test_train_is_a_function_too(folder: Path) -> None:
     )
     outcome = train(settings, said.append)
     assert outcome.finished and len(outcome.history) == 1 and outcome.bad == {}
-    assert any("1 epoch" in line for line in said)
+    assert any("1 epoch" in line for line in said) and not any("1 epochs" in line for line in said)

@@ -165,3 +165,11 @@ def test_accumulated_gradients_are_those_of_the_batch() -> None:
         states.append(net.state_dict())
     found, wanted = states
     assert max(relative_errors(found, wanted).values()) <= BOUND
+
+
+def test_a_run_goes_on_with_another_timeout() -> None:
+    settings = Settings(table="labels.csv", timeout=5.0)
+    assert settings.differences(settings.with_(timeout=300.0)) == []
+    assert settings.differences(settings.with_(spatial=2)) == ["spatial: 2 there, 1 here"]
+    with pytest.raises(ValueError, match=r"timeout is 0\.0; it must be above 0"):
+        settings.with_(timeout=0.0)

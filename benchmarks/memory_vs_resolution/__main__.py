@@ -61,12 +61,12 @@ def main() -> None:
     """Measures, prints a table per network, and writes the CSV and the pictures."""
     parser = arguments(__doc__ or "", Path(__file__).parent, rounds=1, limit=300)
     names = [network.name for network in NETWORKS]
-    parser.add_argument("--only", nargs="*", default=names, help="networks to measure; none: print and draw again")
+    parser.add_argument(
+        "--only", nargs="*", choices=names, default=names, help="networks to measure; none: print and draw again"
+    )
     parser.add_argument("--sides", type=int, nargs="+", help="of these sizes only")
     parser.add_argument("--memory-limit", type=float, default=20, help="GiB that a run may take (%(default)s)")
     options = parser.parse_args()
-    if unknown := set(options.only) - set(names):
-        parser.error(f"no network is called {', '.join(sorted(unknown))}; there are {', '.join(names)}")
     options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / "memory_vs_resolution.csv"
     known = read_csv(file) if file.exists() else []

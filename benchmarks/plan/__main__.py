@@ -114,7 +114,9 @@ GROUPS = {
 def main() -> None:
     """Measures the groups, prints the tables and writes `plan.csv`."""
     parser = arguments(__doc__ or "", Path(__file__).parent, rounds=5, limit=600)
-    parser.add_argument("--only", nargs="+", choices=list(GROUPS), default=list(GROUPS), help="groups to measure")
+    parser.add_argument(
+        "--only", nargs="*", choices=list(GROUPS), default=list(GROUPS), help="groups to measure; none: print again"
+    )
     parser.add_argument("--calibrate", action="store_true", help="measure the device's constants first, and keep them")
     parser.add_argument("--no-minimum", action="store_true", help="leave out the smallest plans")
     options = parser.parse_args()

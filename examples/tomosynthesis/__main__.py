@@ -164,6 +164,8 @@ def main() -> None:
             labels = judged.targets[:, number].int().tolist()
             answers = torch.stack([1 - said[:, number], said[:, number]], 1)
             measured = measure("binary", labels, answers.numpy(), ("none", kind))
+            if measured["auc"] is None:
+                raise ValueError(f"the AUC of {kind} lesions cannot be had: {'; '.join(measured['notes'])}")
             results[name][kind][seed], intervals[name][kind][seed] = measured["auc"], measured["auc_interval"]
         found = results[name]["malignant"][seed]
         print(f"{networks.TITLES[name]}, seed {seed}: {split} AUC malignant {found:.3f}", flush=True)

@@ -6,11 +6,10 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
-from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,23 +65,16 @@ class Option:
         return self.saved * self.tiles
 
 
-@dataclass(frozen=True)
-class Options(Sequence[Option]):
+@dataclass(frozen=True, eq=False)
+class Options:
     """Options as columns: a stage has hundreds, and all but a few are looked at together and never one by one."""
 
     tiles: Sequence[tuple[int, ...]]
     seconds: tuple[Array, ...]
     whole: tuple[NDArray[np.int64], ...]
 
-    @overload
-    def __getitem__(self, index: int) -> Option: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Option]: ...
-    def __getitem__(self, index: int | slice) -> Option | list[Option]:
-        return self._some(range(len(self))[index]) if isinstance(index, slice) else self._some([index])[0]
-
-    def __len__(self) -> int:
-        return len(self.tiles)
+    def __iter__(self) -> Iterator[Option]:
+        return iter(self._some(range(len(self.tiles))))
 
     @property
     def recomputed(self) -> list[Option]:
