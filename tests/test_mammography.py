@@ -207,6 +207,8 @@ def test_saliency_is_green_and_red_and_masks_are_outlined() -> None:
     crops = np.random.default_rng(0).random((2, 20, 20))
     whole = picture(image, saliency, masks=masks, crops=crops, attention=[0.7, 0.3], locations=[(0, 0), (20, 40)])
     assert whole.height == 384 + 14 and whole.width == 4 * 576 + (384 + 14) // 3 - 14 + 4 * 4
+    elsewhere = picture(image, saliency, masks=masks, crops=crops, attention=[0.7, 0.3])
+    assert whole.width - elsewhere.width == 576 + 4  # no panel of crops that are not in it
 
 
 def test_predictions_have_the_published_columns(tmp_path: Path) -> None:

@@ -99,16 +99,19 @@ def picture(
         image, saliency, masks, limits: of :func:`overlay`.
         crops: (K, h, w), those that were looked at.
         attention: how much each counts; None: crops have their number only.
-        locations: row and column of each crop's upper left pixel.
+        locations: row and column of the upper left pixel of each crop that lies in the image; without, no panel shows
+            them (in a volume all may lie in other slices).
         classes: names of the classes.
         height: of the panels in pixels; three crops stand above each other.
     """
-    windows = overlay(image)
-    draw = ImageDraw.Draw(windows)
-    sides = (0, 0) if crops is None else crops.shape[1:]
-    for top, left in locations:
-        draw.rectangle((left, top, left + sides[1] - 1, top + sides[0] - 1), outline=_BOX, width=2)
-    panels = [("image, masks" if masks is not None else "image", overlay(image, masks=masks)), ("crops", windows)]
+    panels = [("image, masks" if masks is not None else "image", overlay(image, masks=masks))]
+    if crops is not None and len(locations):
+        windows = overlay(image)
+        draw = ImageDraw.Draw(windows)
+        for top, left in locations:
+            box = (left, top, left + crops.shape[2] - 1, top + crops.shape[1] - 1)
+            draw.rectangle(box, outline=_BOX, width=2)
+        panels.append(("crops", windows))
     for number, name in enumerate(classes):
         alone = np.zeros_like(saliency)
         alone[number] = saliency[number]
