@@ -18,7 +18,18 @@ from examples.mammography import run, table
 from examples.mammography.judge import best_cells
 from streamingcnn.training.checkpoint import read_tensors
 
-WAYS = ["GMIC", "GMIC, 1/4", "CAM", "GLAM", "U-Net", "ResNet-18", "ResNet-18, 1/4", "GLAM, local at stride 4"]
+WAYS = [
+    "GMIC",
+    "GMIC, 1/4",
+    "CAM",
+    "GLAM",
+    "U-Net",
+    "ResNet-18",
+    "ResNet-18, 1/4",
+    "ResNet-34",
+    "ResNet-34, 1/4",
+    "GLAM, local at stride 4",
+]
 
 
 def tiny(folder: Path, memory: str = "") -> Path:
@@ -82,6 +93,8 @@ def test_every_way_is_trained_judged_and_drawn(
     capsys.readouterr()
     start(monkeypatch, run, "--config", config, "--out", out, "--seed", 3)  # nothing is left to do
     assert capsys.readouterr().out == ""
+    start(monkeypatch, run, "--config", config, "--out", out, "--seed", 3, "--again", "--only", "CAM")
+    assert json.loads((out / "seed_3" / "results.json").read_text()) == results  # as judged when it was trained
     streamed = tmp_path / "streamed"
     start(monkeypatch, run, "--config", tiny(tmp_path, "64MiB"), "--out", streamed, "--seed", 3, "--only", "GMIC")
     with (streamed / "seed_3" / "predictions.csv").open() as file:
@@ -92,7 +105,11 @@ def test_every_way_is_trained_judged_and_drawn(
     capsys.readouterr()
     start(monkeypatch, table, out)
     shown = capsys.readouterr().out
-    assert "| GMIC, 1/4 |" in shown and "best choice of GMIC's 2x2 cells" in shown
+    assert (
+        "| GMIC, 1/4 |" in shown
+        and "| ResNet-34, 1/4 | malignant |" in shown
+        and "best choice of GMIC's 2x2 cells" in shown
+    )
     dice = results["GLAM, local at stride 4"]["dice"]["GLAM"]
     assert f"for a crop of 128; Dice malignant {dice['malignant']:.3f}, benign {dice['benign']:.3f}" in shown
     assert (out / "table.md").read_text() == shown and (out / "table.csv").exists()

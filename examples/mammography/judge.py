@@ -1,7 +1,8 @@
-"""What a way is worth on a split: its AUC of each class, its Dice of each class, and the best that a grid can do."""
+"""What a way is worth on a split: AUC, Dice and average precision of pixels by class, and the best a grid can do."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,8 +11,8 @@ from numpy.typing import NDArray
 
 from examples.mammography.data import Split
 from examples.mammography.ways import Way
-from streamingcnn.mammography import best_threshold, dice
-from streamingcnn.training import auc
+from streamingcnn.mammography import best_threshold, dice, pixel_average_precision
+from streamingcnn.training.measures import measure
 
 CLASSES = ("benign", "malignant")
 #: Trained maps crowd at 0 and 1: thresholds are even in logits.
@@ -44,13 +45,14 @@ def answers_of(way: Way, split: Split) -> Answers:
     )
 
 
-def aucs(predictions: Floats, split: Split) -> dict[str, float]:
-    """The area under the ROC curve of each class."""
-    labels = split.labels.int().tolist()
-    return {
-        name: auc([row[k] for row in labels], predictions[:, k].astype(float).tolist())
+def aucs(predictions: Floats, split: Split) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """The area under the ROC curve of each class, and its interval of 95 %, from drawing the images again."""
+    labels = split.labels.int().numpy()
+    found = {
+        name: measure("binary", labels[:, k], np.stack([1 - predictions[:, k], predictions[:, k]], 1), ("none", name))
         for k, name in enumerate(CLASSES)
     }
+    return {name: f["auc"] for name, f in found.items()}, {name: f["auc_interval"] for name, f in found.items()}
 
 
 def threshold_of(maps: Floats, split: Split) -> float:
@@ -62,10 +64,17 @@ def threshold_of(maps: Floats, split: Split) -> float:
 
 def dices(maps: Floats, split: Split, threshold: float) -> dict[str, float]:
     """The mean Dice of each class over the images that hold it."""
+    return _means(maps, split, lambda saliency, mask: dice(saliency, mask, threshold))
+
+
+def precisions(maps: Floats, split: Split) -> dict[str, float]:
+    """The mean average precision of pixels of each class over the images that hold it; no threshold is chosen."""
+    return _means(maps, split, pixel_average_precision)
+
+
+def _means(maps: Floats, split: Split, of: Callable[[Floats, NDArray[np.bool_]], float]) -> dict[str, float]:
     return {
-        name: float(
-            np.mean([dice(m[k], t[k], threshold) for m, t in zip(maps, split.masks, strict=True) if t[k].any()])
-        )
+        name: float(np.mean([of(m[k], t[k]) for m, t in zip(maps, split.masks, strict=True) if t[k].any()]))
         for k, name in enumerate(CLASSES)
     }
 

@@ -6,7 +6,7 @@
 
 All numbers of the task and of the training stand in a file (``--config``, default ``cpu.toml`` beside this one). In
 ``OUT/seed_0`` lie ``results.json``, ``predictions.csv`` of GMIC on the test images, pictures, and each way's weights.
-A way that is in ``results.json`` already is not run again.
+A way in ``results.json`` is not run again; with ``--again`` it is judged again, with the weights it has.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import json
 import time
 import tomllib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 
 from examples.mammography import ways
 from examples.mammography.data import Split, make_split
-from examples.mammography.judge import CLASSES, answers_of, aucs, dices, grid_limit, threshold_of
+from examples.mammography.judge import CLASSES, answers_of, aucs, dices, grid_limit, precisions, threshold_of
 from examples.mammography.ways import Way
 from streamingcnn.files import whole_file
 from streamingcnn.mammography import picture, write_predictions
@@ -42,8 +43,8 @@ Settings = dict[str, Any]
 class Study:
     """One seed: its images, its folder, and the results so far."""
 
-    def __init__(self, config: Settings, out: Path, seed: int) -> None:
-        self.config, self.out, self.seed = config, out / f"seed_{seed}", seed
+    def __init__(self, config: Settings, out: Path, seed: int, *, again: bool = False) -> None:
+        self.again, self.config, self.out, self.seed = again, config, out / f"seed_{seed}", seed
         self.out.mkdir(parents=True, exist_ok=True)
         given = config["images"]
         drawn = {key: given[key] for key in ("size", "diameters", "contrast")}
@@ -55,7 +56,8 @@ class Study:
 
     def run(self, name: str, make: Callable[[], Way], *, factor: int = 1, trunk_of: str | None = None) -> Way | None:
         """Train a way, choose its threshold on validation images, test it; None where that was done before."""
-        if name in self.results:
+        done = name in self.results
+        if done and not self.again:
             return None
         seed_generators(self.seed)
         way = make()
@@ -64,25 +66,31 @@ class Study:
         train, validation, test = (
             s.smaller(factor) if factor > 1 else s for s in (self.train, self.validation, self.test)
         )
-        start = time.perf_counter()
-        self._train(way, train)
-        seconds = time.perf_counter() - start
-        with whole_file(self._weights(name)) as partial:
-            torch.save(way.net.state_dict(), partial)
+        if done:
+            way.net.load_state_dict(read_tensors(self._weights(name)))
+            seconds = self.results[name]["seconds"]
+        else:
+            start = time.perf_counter()
+            self._train(way, train)
+            seconds = time.perf_counter() - start
+            with whole_file(self._weights(name)) as path:
+                torch.save(way.net.state_dict(), path)
         chosen, tested = answers_of(way, validation), answers_of(way, test)
-        result: Settings = {"auc": aucs(tested.predictions, test), "seconds": seconds, "dice": {}, "threshold": {}}
-        result["validation_auc"] = aucs(chosen.predictions, validation)
+        result: Settings = {"seconds": seconds, "dice": {}, "precision": {}, "threshold": {}}
+        result["auc"], result["interval"] = aucs(tested.predictions, test)
+        result["validation_auc"], _ = aucs(chosen.predictions, validation)
         for each, maps in chosen.maps.items():
             threshold = threshold_of(maps, validation)
             result["threshold"][each] = threshold
             result["dice"][each] = dices(tested.maps[each], test, threshold)
+            result["precision"][each] = precisions(tested.maps[each], test)
         if name == "GMIC":
             cells = chosen.maps["GMIC's map"].shape[2:]
             self.results["grid of GMIC's map"] = {"cells": list(cells), "dice": {"grid": grid_limit(test, cells)}}
             write_predictions(self.out / "predictions.csv", test.names, tested.predictions, test.labels)
         self.results[name] = result
-        with whole_file(self.file) as partial:
-            partial.write_text(json.dumps(self.results, indent=1))
+        with whole_file(self.file) as path:
+            path.write_text(json.dumps(self.results, indent=1))
         print(f"{name}: {said(result)}", flush=True)
         return way
 
@@ -146,8 +154,8 @@ def draw(study: Study, way: Way, name: str, count: int) -> None:
             attention=found.attention[0, valid].tolist() if hasattr(found, "attention") else None,
             locations=[(int(y), int(x)) for y, x in found.locations[0, valid].tolist()],
         )
-        with whole_file(folder / f"{name}_{study.test.names[number]}.png") as partial:
-            made.save(partial, format="PNG")
+        with whole_file(folder / f"{name}_{study.test.names[number]}.png") as path:
+            made.save(path, format="PNG")
 
 
 def main() -> None:
@@ -157,10 +165,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/mammography"), help="folder (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of images, weights and order (%(default)s)")
     parser.add_argument("--only", nargs="*", metavar="WAY", help="names of the table, such as GMIC; all")
+    parser.add_argument("--again", action="store_true", help="judge once more what is trained")
     args = parser.parse_args()
 
     config = tomllib.loads(args.config.read_text())
-    study = Study(config, args.out, args.seed)
+    study = Study(config, args.out, args.seed, again=args.again)
     memory, factor = config["training"]["memory"], config["images"]["smaller"]
     lr = {"lr": config["training"]["lr"]}
     of = {name: {**lr, **given} for name, given in config.items()}
@@ -175,8 +184,14 @@ def main() -> None:
         "CAM": (lambda: ways.cam(of["cam"], memory), 1, None),
         "GLAM": (lambda: ways.glam(of["glam"], memory), 1, None),
         "U-Net": (lambda: ways.unet(of["unet"]), 1, None),
-        "ResNet-18": (lambda: ways.resnet(of["resnet"]), 1, None),
-        f"ResNet-18, 1/{factor}": (lambda: ways.resnet({**of["resnet"], **of["resnet_smaller"]}), factor, None),
+        **{
+            name: (partial(ways.resnet, settings, layers=layers), smaller, None)
+            for layers in (18, 34)
+            for name, settings, smaller in (
+                (f"ResNet-{layers}", of["resnet"], 1),
+                (f"ResNet-{layers}, 1/{factor}", {**of["resnet"], **of["resnet_smaller"]}, factor),
+            )
+        },
         "GLAM, local at stride 4": (
             lambda: ways.glam({**of["glam"], "warm_epochs": 0, "epochs": 0}, memory, local="stride 4"),
             1,

@@ -55,22 +55,38 @@ def shown(figures: list[float]) -> str:
 
 
 def rows_of(results: Results) -> tuple[list[list[str]], list[list[str]]]:
-    """The rows of AUC and those of Dice."""
+    """The rows of AUC, and those of Dice and average precision."""
     names = list(dict.fromkeys(name for seed in results.values() for name in seed))
     areas, overlaps = [], []
     for name in names:
         if values(results, name, "auc", "malignant"):
-            seconds = values(results, name, "seconds")
-            row = [shown(values(results, name, "auc", c)) for c in CLASSES[::-1]]
-            areas.append([name, *row, f"{np.mean(seconds):.0f} s"])
+            seconds = f"{np.mean(values(results, name, 'seconds')):.0f} s"
+            for c in CLASSES[::-1]:
+                mean = f"{np.mean(values(results, name, 'auc', c)):.3f}"
+                areas.append([name, c, mean, *(area_of(seed.get(name), c) for seed in results.values()), seconds])
         maps = dict.fromkeys(m for seed in results.values() for m in seed.get(name, {}).get("dice", {}))
         for each in maps:
             shape = "x".join(str(n) for n in results[next(iter(results))][name].get("cells", []))
             called = f"best choice of GMIC's {shape} cells" if each == "grid" else each
             called = name if name.startswith(("GLAM,", "GMIC,")) and each != "GLAM global" else called
             if not (name.startswith("GLAM,") and each == "GLAM global"):
-                overlaps.append([called, *(shown(values(results, name, "dice", each, c)) for c in CLASSES[::-1])])
+                figures = [
+                    values(results, name, kind, each, c) for kind in ("dice", "precision") for c in CLASSES[::-1]
+                ]
+                overlaps.append([called, *("" if each == "grid" and not f else shown(f) for f in figures)])
     return areas, overlaps
+
+
+def area_of(result: dict[str, Any] | None, kind: str) -> str:
+    """An AUC and its interval.
+
+    >>> area_of({"auc": {"benign": 0.75}, "interval": {"benign": [0.7, 0.8]}}, "benign")
+    '0.750 (0.70 to 0.80)'
+    """
+    if result is None:
+        return "not run"
+    low, high = result["interval"][kind]
+    return f"{result['auc'][kind]:.3f} ({low:.2f} to {high:.2f})"
 
 
 def bars(results: Results) -> list[str]:
@@ -142,12 +158,15 @@ def main() -> None:
     folder, results = options.folder, read(options.folder)
     config = tomllib.loads(options.config.read_text())
     areas, overlaps = rows_of(results)
-    heads = (["way", "malignant", "benign", "training"], ["map", "malignant", "benign"])
+    heads = (
+        ["way", "class", "mean", *(f"seed {seed}" for seed in results), "training"],
+        ["map", *(f"{figure}, {c}" for figure in ("Dice", "precision") for c in CLASSES[::-1])],
+    )
     text = "\n\n".join(
         [
-            f"Seeds {', '.join(map(str, results))}; means, and each seed in brackets.",
-            "Test AUC:\n\n" + markdown(areas, heads[0]),
-            "Mean Dice over the test images that hold the class:\n\n" + markdown(overlaps, heads[1]),
+            "Test AUC, with its interval of 95 % (images drawn again, 1000 times):\n\n" + markdown(areas, heads[0]),
+            "Mean Dice, and mean average precision of pixels, over the test images that hold the class; seeds "
+            f"{', '.join(map(str, results))} in brackets:\n\n" + markdown(overlaps, heads[1]),
             "\n".join([*bars(results), *decoders(results, config)]),
         ]
     )
@@ -155,7 +174,12 @@ def main() -> None:
         partial.write_text(text + "\n")
     with whole_file(folder / "table.csv") as partial, partial.open("w", newline="") as file:
         csv.writer(file).writerows(
-            [["measure", *heads[0]], *(["AUC", *r] for r in areas), *(["Dice", *r] for r in overlaps)]
+            [
+                ["measure", *heads[0]],
+                *(["AUC", *r] for r in areas),
+                ["measure", *heads[1]],
+                *(["map", *r] for r in overlaps),
+            ]
         )
     print(text)
 

@@ -4,7 +4,7 @@ GMIC            full resolution, its trunk streamed; and the same on images of a
 CAM             the trunk cut off at stride 16, a linear layer, the mean of the highest cells
 GLAM            three scales of the trunk; then crops of them through a local network with a decoder
 U-Net           learns from masks, not from labels: an upper bound
-ResNet-18       on the full image, and on images of a part of the resolution
+ResNet-18, -34  on the full image, and on images of a part of the resolution
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from streamingcnn.models.gmic.pooling import count_of, top_mean
 from streamingcnn.models.resnet import BasicBlock, ResNet
 
 Settings = dict[str, Any]
-#: Blocks of each stage of a ResNet-18.
-DEPTHS = (2, 2, 2, 2)
+#: Blocks of each stage of a ResNet, by its number of layers.
+DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def gmic(settings: Settings, memory: str, *, factor: int = 1) -> Way:
         crop_shape=(side, side),
         crops=settings["crops"],
         percent_t=settings["percent_t"],
-        local=ResNet(BasicBlock, DEPTHS, width=settings["local_width"]),
+        local=ResNet(BasicBlock, DEPTHS[18], width=settings["local_width"]),
     )
     if memory:
         stream(net, "ds_net", memory=memory)
@@ -156,7 +156,7 @@ class FromMasks(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        encoder = ResNet(BasicBlock, DEPTHS, width=width, in_channels=1)
+        encoder = ResNet(BasicBlock, DEPTHS[18], width=width, in_channels=1)
         self.net = nn.Sequential(PyramidLocal(encoder, channels=2 * width), nn.Conv2d(2 * width, 2, 1))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -183,9 +183,9 @@ def unet(settings: Settings) -> Way:
     )
 
 
-def resnet(settings: Settings) -> Way:
-    """A ResNet-18 on the whole image."""
-    net = ResNet(BasicBlock, DEPTHS, width=settings["width"], in_channels=1, num_classes=2)
+def resnet(settings: Settings, *, layers: int) -> Way:
+    """A ResNet-18 or -34 on the whole image."""
+    net = ResNet(BasicBlock, DEPTHS[layers], width=settings["width"], in_channels=1, num_classes=2)
     return Way(
         net,
         [
