@@ -19,6 +19,7 @@ from __future__ import annotations
 import re
 import threading
 import weakref
+from functools import cache
 from typing import Any, Self
 
 import torch
@@ -70,6 +71,8 @@ class LiveBytes(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        if _is_view(func):  # half of what a step asks for, and no bytes
+            return func(*args, **kwargs)
         result = self._result(func, args, kwargs)
         # `torch.tensor(data)` fills memory unseen and shows it for the first time as this op's argument.
         fresh = func is torch.ops.aten.lift_fresh.default
@@ -102,6 +105,14 @@ class LiveBytes(TorchDispatchMode):
     def _forget(self, key: int) -> None:
         with self._lock:
             self.current -= self._bytes_of.pop(key)
+
+
+@cache
+def _is_view(func: torch._ops.OpOverload) -> bool:
+    """Whether an operation shows bytes that were there, always: `reshape` and its like call themselves views too."""
+    if not func.is_view or func.namespace != "aten" or func is torch.ops.aten.lift_fresh.default:
+        return False
+    return not func.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
 
 
 def allocated(storage: torch.UntypedStorage) -> bool:

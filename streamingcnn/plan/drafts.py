@@ -72,6 +72,7 @@ class Part:
         gradients: the bytes of those gradients.
         forward, backward: bytes of the global values that it makes, beside its tiles. In ``backward`` the sums of the
             parameters' own gradients are not contained: they stay for good.
+        graphs: bytes of the graphs of plain nodes, which are there from forward to backward.
     """
 
     reads: tuple[str, ...]
@@ -80,6 +81,7 @@ class Part:
     gradients: int
     forward: int = 0
     backward: int = 0
+    graphs: int = 0
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,7 @@ class Workshop:
         stored = self.fixed | frozenset(self.optional)
         for step in steps:
             if isinstance(step, Stage):
-                step.tile = self.piece(step.name, stored).recomputed[-1].tile
+                step.tile = self.piece(step.name, stored).fastest.tile
         sharing = share(align(steps, self.image_tile is not None), self.graph.image, self.content)
         return {stage.name: sharing.count(stage) / stage.tiles for stage in sharing.runs}
 
@@ -234,78 +236,73 @@ class Workshop:
             budget: bytes that a step may take.
             least: bytes that a tile may take even where the maps leave less; the step is over its budget then.
         """
-        forward, backward = self._standing(draft)
-        seconds, over, highest, peak = 0.0, 0, 0, 0
+        kept, heights = draft.kept, []
+        seconds = 0.0
         options: dict[Piece, Option] = {}
-        for k, entry in enumerate(draft.entries):
-            ahead, behind = forward[k], backward[k]
-            if isinstance(entry, Piece):
-                option = draft.kept.get(entry)
-                if option is None:
-                    option = entry.within(max(budget - behind, least))
-                    seconds += option.recompute
-                    ahead, behind = ahead + option.running, behind + option.working
-                else:
-                    seconds += option.keep
-                    behind += max(0, option.working - option.saved)
-                options[entry] = option
-            else:
+        for entry, ahead, behind in zip(draft.entries, *self._standing(draft), strict=True):
+            if isinstance(entry, Group):
                 behind += entry.passing
-            height = max(ahead, behind)
-            over += max(0, height - budget)
-            if height > peak:
-                peak, highest = height, k
-        return Outcome(seconds, over, highest, peak, options)
+            elif entry in kept:
+                option = options[entry] = kept[entry]
+                seconds += option.keep
+                behind += max(0, option.working - option.saved)
+            else:
+                option = options[entry] = entry.within(max(budget - behind, least))
+                seconds += option.recompute
+                ahead, behind = ahead + option.running, behind + option.working
+            heights.append(ahead if ahead > behind else behind)
+        peak = max(heights, default=0)
+        over = sum(height - budget for height in heights if height > budget)
+        return Outcome(seconds, over, heights.index(peak) if heights else 0, peak, options)
 
     def lives(self, entries: Sequence[Entry]) -> dict[str, tuple[int, int]]:
         """By stored map: the position of the step that makes it, and of the last that reads it."""
         made: dict[str, int] = {}
         last: dict[str, int] = {}
-        for k, entry in enumerate(entries):
-            part = self.part(entry)
-            for name in part.reads:
-                last[name] = k
+        for k, part in enumerate(map(self.part, entries)):
+            last.update(dict.fromkeys(part.reads, k))
             for name in part.makes:
                 made[name] = last[name] = k
-        for name in self.outputs & made.keys():
-            last[name] = len(entries)
+        last.update(dict.fromkeys(self.outputs, len(entries)))
         return {name: (first, last[name]) for name, first in made.items()}
 
     def _standing(self, draft: Draft) -> tuple[list[int], list[int]]:
         """Per step the bytes beside its tile, in forward and in backward: maps, their gradients, kept graphs."""
-        entries, kept, needs = draft.entries, draft.kept, bool(self.needs)
+        entries, needs = draft.entries, bool(self.needs)
+        parts = [self.part(entry) for entry in entries]
         count = len(entries)
-        forward, backward = [0] * (count + 2), [0] * (count + 2)
+        forward = [part.graphs for part in parts] + [0, 0]
+        for piece, option in draft.kept.items():
+            forward[entries.index(piece)] += option.kept
+        backward = forward.copy()
         for name, (first, last) in self.lives(entries).items():
             size = self.bytes_of[name]
             forward[first] += size
-            if name in self.outputs and needs:
-                # The caller holds the result and the gradient given to it until the step is over.
-                backward[0] += 2 * size
-                continue
             if not needs:
                 forward[min(last, count) + 1] -= size
-                continue
-            # The map lives from its making to its maker's backward, its gradient from its last reader's backward.
-            backward[first] += 2 * size
-            backward[min(last, count) + 1] -= size
-        for k, entry in enumerate(entries):
-            graphs = entry.bytes if isinstance(entry, Group) else kept[entry].kept if entry in kept else 0
-            forward[k] += graphs
-            backward[k] += graphs
-        forward, backward = list(accumulate(forward[:-1])), list(accumulate(backward[:-1]))
+            elif name in self.outputs:
+                # The caller holds the result and the gradient given to it until the step is over.
+                backward[0] += 2 * size
+            else:
+                # The map lives from its making to its maker's backward, its gradient from its last reader's backward.
+                backward[first] += 2 * size
+                backward[last + 1] -= size
         summed: set[str] = set()
-        gradients = 0
-        for k in reversed(range(count)):
-            part = self.part(entries[k])
+        gradients, sums = 0, []
+        for part in reversed(parts):
             if summed.isdisjoint(part.trained):
                 gradients += part.gradients
             else:
                 gradients += sum(self.gradients[name] for name in part.trained - summed)
             summed |= part.trained
-            forward[k] += part.forward
-            backward[k] += gradients + (part.backward if needs else 0)
-        return forward, backward
+            sums.append(gradients)
+        return (
+            [held + part.forward for held, part in zip(accumulate(forward), parts, strict=False)],
+            [
+                held + part.backward + own
+                for held, part, own in zip(accumulate(backward), parts, reversed(sums), strict=False)
+            ],
+        )
 
     def part(self, entry: Entry) -> Part:
         """What a step has in every draft that it is in."""
@@ -320,7 +317,8 @@ class Workshop:
         if isinstance(entry, Group):
             trained = self.gradients.keys() & set(reads)
             makes = tuple(value.name for value in entry.results if value.spatial)
-            return Part(reads, makes, frozenset(trained), sum(self.gradients[name] for name in trained))
+            gradients = sum(self.gradients[name] for name in trained)
+            return Part(reads, makes, frozenset(trained), gradients, graphs=entry.bytes)
         trained = self.gradients.keys() & {value.name for node in entry.nodes for value in node.rule.side}
         made = {one[0].name: one[0] for node in entry.nodes for one in node.rule.prepared}
         own = {
@@ -338,5 +336,5 @@ class Workshop:
             sum(self.gradients[name] for name in trained),
             # The values made; in backward the sums of their gradients too, and one tile's gradients beside the sums.
             prepared,
-            3 * prepared + direct,
+            3 * prepared + direct if self.needs else 0,
         )

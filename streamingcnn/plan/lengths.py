@@ -12,15 +12,20 @@ which makes a hundred tile sizes as cheap as one.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 import numpy as np
 
 from ..boxes import Interval, merge
 from ..graph import Local
+from ..ops.axes import AxisMap
 from ..ops.rule import Value
 from .times import Array
 
 __all__ = ["Lengths"]
+
+#: By operation, the positions of what it reads and what it needs of each.
+Steps = tuple[tuple[tuple[int, AxisMap], ...], ...]
 
 
 class Lengths:
@@ -34,7 +39,8 @@ class Lengths:
 
     def __init__(self, target: Value, nodes: tuple[Local, ...], at: Mapping[str, int]) -> None:
         self.target, self.nodes, self._at = target, nodes, at
-        self._lines: dict[int, tuple[Array, Array, Array, Array]] = {}
+        #: Where the values of the frontier end.
+        self._offset = len(at) - len(nodes)
 
     def of_steps(self, axis: int, steps: Array, within: Interval | None = None) -> tuple[Array, Array]:
         """Per step and value: the pixels of a typical tile along an axis, and those of all tiles together.
@@ -46,7 +52,11 @@ class Lengths:
         """
         extent = self.target.extents[axis]
         low, high = (0, extent) if within is None else within
-        slope, halo, border, whole = self._line(axis)
+        asked = extent, self._offset, self._steps(axis)
+        try:
+            slope, halo, border, whole = _line(*asked)
+        except TypeError:  # a rule of the user's own whose axes cannot be hashed
+            slope, halo, border, whole = _line.__wrapped__(*asked)
         counts = np.ceil((high - low) / steps)[:, None]
         rest = high - low - (counts - 1) * steps[:, None]
         typical = np.minimum(slope * steps[:, None] + halo, whole)
@@ -56,48 +66,49 @@ class Lengths:
         least = whole if (low, high) == (0, extent) else np.minimum(slope * (high - low) + halo, whole) - border
         return np.where(counts == 1, least, typical), np.where(counts == 1, least, np.maximum(total, least))
 
-    def _line(self, axis: int) -> tuple[Array, Array, Array, Array]:
-        """What an interval of n pixels needs of each value along an axis, as ``slope * n + halo``.
+    def _steps(self, axis: int) -> Steps:
+        return tuple(
+            tuple((self._at[read.value.name], read.maps[axis]) for read in node.rule.reads) for node in self.nodes
+        )
 
-        Two intervals in the middle of the map give the line, one at either end what the border cuts off all tiles
-        together, the whole map the most there is.
-        """
-        extent = self.target.extents[axis]
-        alike = next((a for a in self._lines if extent == self.target.extents[a] and self._alike(a, axis)), None)
-        if alike is not None:
-            self._lines[axis] = self._lines[alike]
-        if axis not in self._lines:
-            whole = self._of_interval(axis, (0, extent))
-            few, many = max(1, extent // 16), max(1, extent // 4)
-            low, middle = extent // 2, extent // 2
-            short = self._of_interval(axis, (low, low + few))
-            long = self._of_interval(axis, (middle - many // 2, middle - many // 2 + many))
-            slope = (long - short) / (many - few) if many > few else whole / extent
-            halo = np.maximum(long - slope * many, 0.0)
-            first, last = self._of_interval(axis, (0, many)), self._of_interval(axis, (extent - many, extent))
-            border = np.maximum(2 * long - first - last, 0.0)
-            self._lines[axis] = (slope, halo, border, whole)
-        return self._lines[axis]
 
-    def _alike(self, a: int, b: int) -> bool:
-        """Whether two axes are the same for every operation."""
-        return all(read.maps[a] == read.maps[b] for node in self.nodes for read in node.rule.reads)
+@lru_cache(maxsize=4096)
+def _line(extent: int, offset: int, steps: Steps) -> tuple[Array, Array, Array, Array]:
+    """What an interval of n pixels needs of each value along an axis, as ``slope * n + halo``.
 
-    def _of_interval(self, axis: int, interval: Interval) -> Array:
-        wanted: list[list[Interval]] = [[] for _ in self._at]
-        wanted[-1 if self.nodes else self._at[self.target.name]] = [interval]
-        found = np.zeros(len(self._at))
-        offset = len(self._at) - len(self.nodes)
-        for k in range(len(self._at) - 1, -1, -1):
-            intervals = wanted[k]
-            if not intervals:
-                continue
-            if len(intervals) > 1:
-                intervals = [box[0] for box in merge([(i,) for i in intervals])]
-            found[k] = sum(high - low for low, high in intervals)
-            if k >= offset:
-                for read in self.nodes[k - offset].rule.reads:
-                    needs = wanted[self._at[read.value.name]]
-                    for low, high in intervals:
-                        needs.extend(read.maps[axis].need(low, high))
-        return found
+    Two intervals in the middle of the map give the line, one at either end what the border cuts off all tiles
+    together, the whole map the most there is. The blocks of a network are mostly alike, and so are its axes: what was
+    found for one serves all.
+    """
+    whole = _of_interval((0, extent), offset, steps)
+    few, many = max(1, extent // 16), max(1, extent // 4)
+    low, middle = extent // 2, extent // 2
+    short = _of_interval((low, low + few), offset, steps)
+    long = _of_interval((middle - many // 2, middle - many // 2 + many), offset, steps)
+    slope = (long - short) / (many - few) if many > few else whole / extent
+    halo = np.maximum(long - slope * many, 0.0)
+    first, last = _of_interval((0, many), offset, steps), _of_interval((extent - many, extent), offset, steps)
+    border = np.maximum(2 * long - first - last, 0.0)
+    for column in (slope, halo, border, whole):
+        column.flags.writeable = False
+    return slope, halo, border, whole
+
+
+def _of_interval(interval: Interval, offset: int, steps: Steps) -> Array:
+    """The pixels of each value that an interval of the last one needs: of the frontier first, then of each step."""
+    count = offset + len(steps)
+    wanted: list[list[Interval]] = [[] for _ in range(count)]
+    wanted[-1] = [interval]
+    found = np.zeros(count)
+    for k in range(count - 1, -1, -1):
+        intervals = wanted[k]
+        if not intervals:
+            continue
+        if len(intervals) > 1:
+            intervals = [box[0] for box in merge([(i,) for i in intervals])]
+        found[k] = sum(high - low for low, high in intervals)
+        if k >= offset:
+            for at, needed in steps[k - offset]:
+                for low, high in intervals:
+                    wanted[at].extend(needed.need(low, high))
+    return found

@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 
@@ -49,17 +49,17 @@ class Option:
     saved: int
     working: int
 
-    @property
+    @cached_property
     def recompute(self) -> float:
         """Seconds of a step whose tiles are computed again."""
         return self.forward + self.again + self.backward
 
-    @property
+    @cached_property
     def keep(self) -> float:
         """Seconds of a step whose tiles keep their autograd graphs."""
         return self.forward + self.backward + self.fresh
 
-    @property
+    @cached_property
     def kept(self) -> int:
         """Bytes that all tiles keep."""
         return self.saved * self.tiles
@@ -72,32 +72,39 @@ class Options:
     tiles: Sequence[tuple[int, ...]]
     seconds: tuple[Array, ...]
     whole: tuple[NDArray[np.int64], ...]
+    _made: dict[int, Option] = field(default_factory=dict)
 
-    def __iter__(self) -> Iterator[Option]:
-        return iter(self._some(range(len(self.tiles))))
+    def __getitem__(self, k: int) -> Option:
+        option = self._made.get(k)
+        if option is None:
+            count, running, saved, working = (int(column[k]) for column in self.whole)
+            forward, again, backward, fresh = (float(column[k]) for column in self.seconds)
+            option = self._made[k] = Option(
+                self.tiles[k], count, forward, again, backward, fresh, running, saved, working
+            )
+        return option
 
-    @property
-    def recomputed(self) -> list[Option]:
-        """Those of which no other is both smaller and faster, where tiles are computed again; smallest first."""
+    def of(self, tile: tuple[int, ...]) -> Option:
+        """The option of a tile."""
+        return self[self.tiles.index(tile)]
+
+    def recomputed(self) -> NDArray[np.intp]:
+        """Where those stand of which no other is both smaller and faster, with tiles computed again; smallest first."""
         forward, again, backward, _ = self.seconds
         return self._front(self.whole[3], forward + again + backward)
 
-    @property
-    def keeping(self) -> list[Option]:
+    def keeping(self) -> NDArray[np.intp]:
         """The same where graphs are kept."""
         forward, _, backward, fresh = self.seconds
         return self._front(self.whole[2] * self.whole[0], forward + backward + fresh)
 
-    def _front(self, bytes_of: NDArray[np.int64], seconds: Array) -> list[Option]:
+    @staticmethod
+    def _front(bytes_of: NDArray[np.int64], seconds: Array) -> NDArray[np.intp]:
         order = np.lexsort((seconds, bytes_of))
         fastest = np.minimum.accumulate(seconds[order])
         better = np.append(True, fastest[1:] < fastest[:-1])
-        return self._some(order[better].tolist())
-
-    def _some(self, chosen: Sequence[int]) -> list[Option]:
-        counts, *sizes = (column[chosen].tolist() for column in self.whole)
-        seconds = (column[chosen].tolist() for column in self.seconds)
-        return list(map(Option, [self.tiles[k] for k in chosen], counts, *seconds, *sizes))
+        front: NDArray[np.intp] = order[better]
+        return front
 
 
 class Piece:
@@ -180,23 +187,30 @@ class Piece:
         """Every tile worth considering, the largest first."""
         return self.at(self.tiles if self.tiles is not None else candidate_tiles(self.target.extents))
 
-    @cached_property
-    def recomputed(self) -> list[Option]:
-        """The options of which no other is both smaller and faster, where tiles are computed again; smallest first."""
-        return self.options.recomputed
-
-    @cached_property
-    def keeping(self) -> list[Option]:
-        """The same where graphs are kept."""
-        return self.options.keeping
-
     def within(self, limit: int) -> Option:
-        """The fastest option whose backward takes no more bytes, else the smallest."""
-        return self.recomputed[max(0, bisect_right(self._limits, limit) - 1)]
+        """The fastest option, its tiles computed again, whose backward takes no more bytes; else the smallest."""
+        return self.options[self._recomputed[max(0, bisect_right(self._limits, limit) - 1)]]
+
+    @property
+    def fastest(self) -> Option:
+        """The fastest option whose tiles are computed again."""
+        return self.options[self._recomputed[-1]]
+
+    @cached_property
+    def keeping(self) -> tuple[Option, Option]:
+        """The smallest option whose graphs are kept, and the fastest."""
+        front = self.options.keeping()
+        return self.options[int(front[0])], self.options[int(front[-1])]
+
+    @cached_property
+    def _recomputed(self) -> list[int]:
+        found: list[int] = self.options.recomputed().tolist()
+        return found
 
     @cached_property
     def _limits(self) -> list[int]:
-        return [option.working for option in self.recomputed]
+        found: list[int] = self.options.whole[3][self._recomputed].tolist()
+        return found
 
     def correct(self, ratios: Sequence[float]) -> None:
         """Multiply the bytes of every option by what measuring one of them showed.
@@ -207,7 +221,7 @@ class Piece:
             known * (ratio if 1 / 8 <= ratio <= 8 else 1.0)
             for known, ratio in zip(self.corrections, ratios, strict=True)
         )
-        for name in ("options", "recomputed", "keeping", "_limits"):
+        for name in ("options", "keeping", "_recomputed", "_limits"):
             self.__dict__.pop(name, None)
 
     def at(self, tiles: Sequence[tuple[int, ...]], within: Box | None = None) -> Options:
@@ -264,13 +278,16 @@ class Piece:
             )
             for column, k in enumerate(positions):
                 node = self.nodes[k]
-                slow = self._slowness(node, along)
-                if all(read.value.name in self.image for read in node.rule.reads) and "first" not in kind:
+                if node.rule.slowness is not None:
+                    slow = self._slowness(node, along)
+                    ahead[:, column] *= slow
+                    back[:, column] *= slow
+                if "first" not in kind and all(read.value.name in self.image for read in node.rule.reads):
                     back[:, column] *= 0.5 if node.rule.side else 0.0
-                forward = forward + ahead[:, column] * slow
-                backward = backward + back[:, column] * slow
                 if node.rule.ghost is not None and node.value is self.target:
-                    last = last + ahead[:, column] * slow
+                    last = last + ahead[:, column]
+            forward = forward + ahead.sum(axis=1)
+            backward = backward + back.sum(axis=1)
         out = all_bytes[:, self._at[self.target.name]]
         for _ in self.reductions:
             size = bytes_of[:, self._at[self.target.name]]
@@ -298,9 +315,8 @@ class Piece:
         copy = self.times.rates["copy"].forward
         return copy[2] * 1e-9, copy[3] * 1e-9
 
-    def _slowness(self, node: Local, along: list[Array]) -> Array | float:
-        if node.rule.slowness is None:
-            return 1.0
+    def _slowness(self, node: Local, along: list[Array]) -> Array:
+        assert node.rule.slowness is not None
         at = self._at[node.rule.reads[0].value.name]
         found: Array = node.rule.slowness([lengths[:, at] for lengths in along])
         return found
@@ -357,6 +373,6 @@ def seconds_of(
         )
         share = 1.0 if sharing is None else sharing.count(stage) / stage.tiles
         boxes = {full(stage.target.extents)} if ranks is None else {box for box in ranks(stage) if volume(box)}
-        options = [option for box in boxes for option in piece.at([stage.tile], box)]
+        options = [piece.at([stage.tile], box)[0] for box in boxes]
         total += share * max(option.keep if stage.way == "keep" else option.recompute for option in options)
     return total

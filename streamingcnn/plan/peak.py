@@ -13,12 +13,12 @@ from torch import Tensor
 
 from ..boxes import Box, full
 from ..graph import Given, Graph
-from ..memory import LiveBytes
 from ..ops.rule import Value
 from ..sides import Sides
 from ..signature import Sharing
 from ..tile import run_tile
 from .cost import map_bytes, typical_box
+from .meta import Remembering
 from .rehearsal import Moment, rehearse
 from .stages import Globals, Stage
 
@@ -88,10 +88,10 @@ def measure_tile(stage: Stage, box: Box) -> tuple[int, int, int]:
 
     if not stage.nodes:
         return 0, 0, elements_bytes(stage)
-    with LiveBytes(fake=True) as live:
+    with Remembering(stage.graph) as live:
         run(False)
     forward = live.peak
-    with LiveBytes(fake=True) as live:
+    with Remembering(stage.graph) as live:
         tile = run(True, ghost=stage.way == "recompute")
         # Where one tile is the whole map, its result is the map itself and no bytes beside it.
         whole = stage.stored and stage.tiles == 1

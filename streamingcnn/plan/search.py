@@ -143,15 +143,13 @@ class Search:
 
     def best(self) -> tuple[Draft, Outcome]:
         """The fastest draft that fits by the estimate; the one that is least over where none does."""
-        fitted = {draft.stored: draft for draft in (self.fitted(int(self.target * share)) for share in SHARES)}
-        found: list[tuple[int, float, Draft, Outcome]] = []
-        for draft in fitted.values():
-            if not self.outcome(draft, 0).over:
-                draft = self.improved(self.keeping(self.improved(draft)))
-            outcome = self.outcome(draft, 0)
-            found.append((outcome.over, outcome.seconds, draft, outcome))
-        best = min(found, key=lambda one: one[:2])
-        return best[2], best[3]
+        drafts = (self.fitted(int(self.target * share)) for share in SHARES)
+        draft, outcome = min(
+            ((draft, self.outcome(draft, 0)) for draft in drafts), key=lambda one: (one[1].over, one[1].seconds)
+        )
+        if not outcome.over:
+            draft = self.improved(self.keeping(self.improved(draft)))
+        return draft, self.outcome(draft, 0)
 
     def outcome(self, draft: Draft, least: int) -> Outcome:
         return self.workshop.outcome(draft, self.target, least)
@@ -244,7 +242,7 @@ class Search:
             ((best.options[entry].recompute - option.keep) / max(option.kept, 1), k, entry, option)
             for k, entry in enumerate(draft.entries)
             if isinstance(entry, Piece) and entry.nodes and entry.trains
-            for option in {entry.keeping[0], entry.keeping[-1], best.options[entry]}
+            for option in {*entry.keeping, best.options[entry]}
         ]
         chances.sort(key=lambda one: (-one[0], one[1], one[3].tile))
         for _, _, piece, option in chances:
@@ -296,7 +294,7 @@ class Search:
 
     def _same(self, draft: Draft) -> dict[Piece, Option]:
         """Kept stages with their corrected options."""
-        return {piece: next(o for o in piece.options if o.tile == option.tile) for piece, option in draft.kept.items()}
+        return {piece: piece.options.of(option.tile) for piece, option in draft.kept.items()}
 
 
 def _presence(life: tuple[int, int], highest: int) -> float:
