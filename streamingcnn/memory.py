@@ -19,7 +19,7 @@ from __future__ import annotations
 import re
 import threading
 import weakref
-from functools import cache
+from functools import cache, partial
 from typing import Any, Self
 
 import torch
@@ -56,6 +56,7 @@ class LiveBytes(TorchDispatchMode):
         self.current = 0
         self._fake = fake
         self._bytes_of: dict[int, int] = {}  # id of a living storage -> the bytes counted for it
+        self._watched: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         # Finalisers run wherever the last reference is dropped: in another thread, or in the middle of us.
         self._lock = threading.RLock()
 
@@ -73,18 +74,22 @@ class LiveBytes(TorchDispatchMode):
         kwargs = kwargs or {}
         if _is_view(func):  # half of what a step asks for, and no bytes
             return func(*args, **kwargs)
-        result = self._result(func, args, kwargs)
+        return self._run(func, args, kwargs)
+
+    def _run(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the operation and count what it made; a counter that knows its result beforehand need not run it."""
+        result = func(*args, **kwargs)
+        self._see(func, args, kwargs, result)
+        return result
+
+    def _see(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        """Count the bytes that were not there before."""
         # `torch.tensor(data)` fills memory unseen and shows it for the first time as this op's argument.
         fresh = func is torch.ops.aten.lift_fresh.default
         given = set() if fresh else {id(storage) for storage in storages((args, kwargs))}
         for storage in storages(result):
             if id(storage) in self._bytes_of or id(storage) not in given:
                 self._count(storage)
-        return result
-
-    def _result(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run the operation; a counter that knows its result beforehand need not."""
-        return func(*args, **kwargs)
 
     def _counts(self, storage: torch.UntypedStorage) -> bool:
         if self._fake or storage.device.type == "meta":
@@ -94,16 +99,18 @@ class LiveBytes(TorchDispatchMode):
     def _count(self, storage: torch.UntypedStorage) -> None:
         if not self._counts(storage):
             return
+        key, size = id(storage), storage.nbytes()
         with self._lock:
-            key = id(storage)
             if key not in self._bytes_of:
-                weakref.finalize(storage, self._forget, key).atexit = False
-            self.current += storage.nbytes() - self._bytes_of.get(key, 0)
-            self._bytes_of[key] = storage.nbytes()
-            self.peak = max(self.peak, self.current)
+                self._watched[key] = weakref.ref(storage, partial(self._forget, key))
+            self.current += size - self._bytes_of.get(key, 0)
+            self._bytes_of[key] = size
+            if self.current > self.peak:
+                self.peak = self.current
 
-    def _forget(self, key: int) -> None:
+    def _forget(self, key: int, _: weakref.ref[torch.UntypedStorage]) -> None:
         with self._lock:
+            del self._watched[key]
             self.current -= self._bytes_of.pop(key)
 
 

@@ -55,22 +55,26 @@ class Remembering(LiveBytes):
         # batches): they count as in a step.
         return storage.device.type == "meta" or allocated(storage)
 
-    def _result(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _run(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if kwargs.get("device") is not None and (self.plain or func in _OF_PIXELS):
             kwargs = {**kwargs, "device": torch.device("meta")}
         try:
-            key = func, _metadata(args), _metadata(tuple(kwargs.items()))
+            key = func, _metadata(args), _metadata(tuple(kwargs.items())) if kwargs else None
             known = self._known.get(key)
         except TypeError:  # an argument that cannot be hashed: a generator, say
-            return super()._result(func, args, kwargs)
+            return super()._run(func, args, kwargs)
         if known is not None:
             container, made = known
             if container is _Overwritten:
                 return args[0]
             tensors = [one and _strided(*one) for one in made]
+            for tensor in tensors:
+                if tensor is not None:
+                    self._count(tensor.untyped_storage())
             return tensors[0] if container is None else container(tensors)
         shape = _SHAPES.get(func)
-        result = shape(*args) if shape is not None else super()._result(func, args, kwargs)
+        result = func(*args, **kwargs) if shape is None else shape(*args)
+        self._see(func, args, kwargs, result)
         if args and result is args[0]:
             if _metadata(result) == key[1][0]:
                 self._known[key] = _Overwritten, []
@@ -139,7 +143,9 @@ def _metadata(argument: Any) -> Any:
     if isinstance(argument, Tensor):
         return argument.shape, argument.stride(), argument.dtype, argument.device
     if isinstance(argument, (tuple, list)):
-        return tuple(_metadata(item) for item in argument)
+        if argument and type(argument[0]) is int:  # sizes, strides: no list mixes them with others
+            return type(argument), *argument
+        return tuple(map(_metadata, argument))
     return type(argument), argument
 
 
