@@ -1,4 +1,4 @@
-"""What the server of `tests.faults` imports before it forks: everything, also what a first plan imports."""
+"""What a server of processes imports before it forks: everything, also what a first plan imports."""
 
 from __future__ import annotations
 
