@@ -1,4 +1,4 @@
-"""How long planning takes: `python -m benchmarks.plan.planning_time`.
+"""How long planning takes: `python -m benchmarks.plan.planning_time` prints a table of README.md beside this file.
 
 Processor time of one process, so that a busy machine does not count. Capture is torch.export's own time for the most
 part; the plan is searched for at a share of plain PyTorch's bytes; the table is what `print(plan)` makes.
@@ -10,12 +10,15 @@ import argparse
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from benchmarks.convnext import convnext_tiny
+from benchmarks.measure import machine
+from benchmarks.pages import fill
 from streamingcnn.capture import capture
 from streamingcnn.check import plain_bytes
 from streamingcnn.memory import format_bytes
@@ -85,13 +88,16 @@ def main() -> None:
     parser.add_argument(
         "--share", nargs="+", type=float, default=[0.6, 0.35, 0.2, 0.05], help="budgets, of plain's bytes (%(default)s)"
     )
+    parser.add_argument("--pages", action="store_true", help="put the table on the page")
     options = parser.parse_args()
     columns = ("network", "input", "budget", "stages", "capture", "plan", "bound", "", "table")
-    for row in (columns, ("---",) * len(columns)):
-        print(f"| {' | '.join(row)} |")
-    for name in options.only:
-        for cells in measure(CASES[name], options.share):
-            print(f"| {' | '.join(cells)} |", flush=True)
+    lines = [columns, ("---",) * len(columns)]
+    lines += [cells for name in options.only for cells in measure(CASES[name], options.share)]
+    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    said = f"{machine(torch.get_num_threads())}; processor time."
+    print(f"{table}\n\n{said}")
+    if options.pages:
+        fill(Path(__file__).parent / "README.md", "plan-time", f"{table}\n\n{said}")
 
 
 if __name__ == "__main__":
