@@ -90,8 +90,8 @@ def main() -> None:
     )
     parser.add_argument("--pages", action="store_true", help="put the table on the page")
     options = parser.parse_args()
-    columns = ("network", "input", "budget", "stages", "capture", "plan", "bound", "", "table")
-    lines = [columns, ("---",) * len(columns)]
+    columns = ["network", "input", "budget", "stages", "capture", "plan", "bound", "", "table"]
+    lines = [columns, ["---"] * len(columns)]
     lines += [cells for name in options.only for cells in measure(CASES[name], options.share)]
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     said = f"{machine(torch.get_num_threads())}; processor time."
