@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from streamingcnn.memory import LiveBytes, format_bytes
+from streamingcnn.memory import LiveBytes, _is_view, format_bytes
 
 KB = 1000  # bytes of a tensor of 250 float32
 
@@ -223,3 +223,15 @@ def test_sparse_and_storages_of_other_kinds_do_not_break_it() -> None:
 )
 def test_format_bytes(count: int, text: str) -> None:
     assert format_bytes(count) == text
+
+
+def test_what_calls_itself_a_view_and_copies_is_counted() -> None:
+    with torch.inference_mode(), LiveBytes() as live:  # `reshape` arrives as it is, not as what it does
+        copy = torch.ones(25, 10).t().reshape(-1)
+    assert (live.current, live.peak) == (KB, 2 * KB), copy.shape
+
+
+def test_operations_without_kernels_pass() -> None:
+    # Asked for its kernels, `prim::device` is an error, in a thread of C++ where that ends the process.
+    assert not _is_view(torch.ops.prim.device.default)
+    assert _is_view(torch.ops.aten.detach.default) and not _is_view(torch.ops.aten.reshape.default)
