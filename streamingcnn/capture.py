@@ -20,12 +20,12 @@ from .export import device_of, exported
 from .fold import fold
 from .graph import Given, Graph, GraphBuilder, Node, op_name, uses
 from .joint import joined
-from .ops import flat, labels, layout, losses, noise, norms, pointwise, reductions, resample, windows
+from .ops import convolution, flat, labels, layout, losses, noise, norms, pointwise, reductions, resample, windows
 from .ops.registry import lowering_of
 from .ops.rule import Call, Value, values_in
 
 aten = torch.ops.aten
-FAMILIES = (windows, resample, pointwise, layout, norms, reductions, losses, labels, noise)
+FAMILIES = (convolution, windows, resample, pointwise, layout, norms, reductions, losses, labels, noise)
 
 #: Operations that need whole maps and give one of the same shape: they run plainly, their result is stored.
 WHOLE_SAME_SHAPE = {

@@ -2,18 +2,22 @@
 
 A graph needs a shape. Where a module has code of its own, a likely one is tried: the channels and axes of its first
 convolution, at a usual size. Only a refusal counts; a size that the module does not take is no problem yet, and the
-first real image is captured anew in any case. A module made of layers that are known to stream is not tried.
+first real image is captured anew in any case. A module made of layers that are known to stream is not tried, nor is one
+that was, as it is now: wrapping it again, for another budget say, is at once.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Hashable
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
 from .capture import capture
 from .errors import UnsupportedModuleError
+from .fingerprint import capture_key
 
 logger = logging.getLogger(__name__)
 #: A usual size by number of spatial axes.
@@ -27,6 +31,8 @@ KNOWN = (
     nn.modules.pooling._AdaptiveAvgPoolNd, nn.Flatten, nn.Linear, nn.Upsample, nn.PixelShuffle, nn.PixelUnshuffle,
     nn.modules.padding._ConstantPadNd, nn.modules.padding._ReflectionPadNd, nn.modules.padding._ReplicationPadNd,
 )  # fmt: skip
+#: What each module was when it was tried and not refused.
+_TRIED: WeakKeyDictionary[nn.Module, Hashable] = WeakKeyDictionary()
 
 
 def refuse_early(module: nn.Module) -> None:
@@ -42,12 +48,16 @@ def refuse_early(module: nn.Module) -> None:
     # Not `first.weight`: looking at a parametrised weight computes it, and a spectral norm then moves on a step.
     dtype = next(first.parameters()).dtype
     likely = torch.empty((1, first.in_channels, *[SIZES[space]] * space), dtype=dtype, device="meta")
+    key = capture_key(module, (likely,), {})
+    if _TRIED.get(module) == key:
+        return
     try:
         capture(module, (likely,), {})
     except UnsupportedModuleError:
         raise
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
         logger.debug("%s was not tried before its first image: %s", type(module).__name__, error)
+    _TRIED[module] = key
 
 
 def _plain_max_pool(module: nn.Module) -> bool:

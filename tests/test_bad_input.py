@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 import streamingcnn
 from streamingcnn import StreamingModule
+from streamingcnn.capture import capture
 from streamingcnn.check import compare
+from streamingcnn.graph import Graph
 
 
 def trunk() -> nn.Sequential:
@@ -140,6 +142,13 @@ class Noisy(nn.Module):
         return x + torch.randn_like(x)
 
 
+class Sums(nn.Module):
+    """Code of its own that streams."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 1
+
+
 @pytest.mark.parametrize(
     "layer, word",
     [
@@ -162,6 +171,26 @@ def test_layer_that_cannot_stream(layer: nn.Module, word: str) -> None:
     assert ";" in message  # what to write instead
     assert not any(isinstance(value, Tensor) for m in module.modules() for value in vars(m).values())
     module(image(1, 3, 40, 40))  # the module itself is as good as before
+
+
+def test_a_module_is_tried_once_as_long_as_it_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wrapping it for another budget is at once; what was changed in between is tried again."""
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(Sums()), nn.Conv2d(4, 2, 3)).double()
+    tried = []
+
+    def noted(*given: Any) -> Graph:
+        tried.append(given)
+        return capture(*given)
+
+    monkeypatch.setattr(streamingcnn.probe, "capture", noted)
+    StreamingModule(module, tile=16)
+    StreamingModule(module, tile=24)
+    assert len(tried) == 1
+    module[1] = GradientReversal()
+    for _ in range(2):
+        with pytest.raises(streamingcnn.UnsupportedModuleError):
+            StreamingModule(module, tile=16)
+    assert len(tried) == 3
 
 
 def test_all_problems_come_at_once() -> None:

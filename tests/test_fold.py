@@ -16,7 +16,7 @@ from streamingcnn.check import compare
 from streamingcnn.graph import Graph
 from streamingcnn.memory import LiveBytes
 from streamingcnn.models.resnet import BasicBlock
-from streamingcnn.ops.windows import in_two_groups
+from streamingcnn.ops.convolution import in_two_groups
 from streamingcnn.plan.stages import Stage, build_steps
 
 BOUND = 1e-10

@@ -27,7 +27,6 @@ def live_bytes(module: nn.Module, x: Tensor, grad: bool = True) -> int:
     """
     module.zero_grad(set_to_none=True)
     x.grad = None
-    gc.collect()
     gc.disable()
     try:
         with LiveBytes() as live, torch.set_grad_enabled(grad):

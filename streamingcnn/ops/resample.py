@@ -14,9 +14,10 @@ from torch import Tensor
 from ..boxes import Interval, length
 from ..graph import GraphBuilder
 from .axes import AxisMap, Coarser, Finer, Looked, Same, Spread
+from .convolution import globals_of, only_bias
 from .registry import Lowered, lowers
 from .rule import Call, Linear, Read, Rule, Tile, Value
-from .windows import globals_of, in_order, only_bias, per_axis
+from .windows import in_order, per_axis
 
 aten = torch.ops.aten
 CONV_TRANSPOSE: dict[int, Callable[..., Tensor]] = {

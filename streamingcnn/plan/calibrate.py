@@ -17,9 +17,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from ..files import whole_file
+from ..ops.convolution import convolve, in_two_groups, is_small, takes_filters_apart
 from ..ops.reductions import Moments
 from ..ops.rule import Value
-from ..ops.windows import in_two_groups, is_small
 from .rates import BUILT_IN_RATES, FEW, SIZES, Rate
 from .times import Times, cache_file, forget, lanes_of, times_of
 
@@ -120,15 +120,16 @@ def _best(run: Callable[[], Any], device: torch.device, seconds: float) -> float
 def _convolution(kernel: int, stride: int = 1, depthwise: bool = False) -> Any:
     def make(space: int, channels: int, made: int) -> Any:
         weight = torch.randn(made, 1 if depthwise else channels, *[kernel] * space)
-        convolve = F.conv2d if space == 2 else F.conv3d
         groups = channels if depthwise else 1
+        strides, padding, ones = (stride,) * space, (kernel // 2,) * space, (1,) * space
 
         def run(x: Tensor, w: Tensor) -> Tensor:
             # As a tile runs it.
-            if space == 3 and groups == 1 and x.device.type == "cpu" and is_small(x.shape):
-                return in_two_groups(convolve, x, w, None, stride, kernel // 2, 1)
-            result: Tensor = convolve(x, w, None, stride, kernel // 2, 1, groups)
-            return result
+            on_cpu = x.device.type == "cpu"
+            if space == 3 and groups == 1 and on_cpu and is_small(x.shape):
+                return in_two_groups(convolve, x, w, None, strides, padding, ones)
+            apart = on_cpu and takes_filters_apart(x.dtype, w.shape, groups)
+            return convolve(x, w, None, strides, padding, ones, groups, apart=apart)
 
         return run, [weight]
 

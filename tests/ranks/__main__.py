@@ -53,6 +53,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     with joined(torch.device("cpu")):
+        if not dist.is_initialized():
+            dist.init_process_group("gloo")  # one process alone is joined to none, and a partition needs a group
         for task in options.tasks:
             for case in TASKS[task](options.names):
                 if dist.get_rank() == 0:
