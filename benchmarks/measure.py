@@ -248,6 +248,8 @@ def machine(threads: int) -> str:
     if cpuinfo.exists():
         models = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         name = models[0] if models else name
+    # The same name is given to processors of which one computes twice as many numbers at once as the other.
+    name = f"{name} ({torch.backends.cpu.get_cpu_capability()})"
     return f"{name}, {threads} thread(s), Python {platform.python_version()}, torch {torch.__version__}"
 
 
