@@ -110,6 +110,10 @@ def convolution(graph: GraphBuilder, call: Call) -> Lowered:
 # pixels a side, one thread or two). The result and the input's gradient are as fast or faster with channels last. So
 # there, and for maps that are not in the cache as a whole, input and gradient are brought into the contiguous order
 # for the filters alone. (Tiles run with channels last whatever the image; see streamingcnn.layout.)
+#
+# Another kernel of oneDNN's is no danger to tiles: that of 1x1 filters with a stride, which for fewer than 8 channels
+# that come last writes beyond its scratch memory (https://github.com/uxlfoundation/oneDNN/issues/6035). It is taken for
+# an input of n * stride pixels only, and n pixels of a tile read (n - 1) * stride + 1.
 
 
 class How(NamedTuple):
