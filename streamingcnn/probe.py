@@ -48,16 +48,16 @@ def refuse_early(module: nn.Module) -> None:
     # Not `first.weight`: looking at a parametrised weight computes it, and a spectral norm then moves on a step.
     dtype = next(first.parameters()).dtype
     likely = torch.empty((1, first.in_channels, *[SIZES[space]] * space), dtype=dtype, device="meta")
-    key = capture_key(module, (likely,), {})
-    if _TRIED.get(module) == key:
-        return
     try:
+        key = capture_key(module, (likely,), {})
+        if _TRIED.get(module) == key:
+            return
         capture(module, (likely,), {})
+        _TRIED[module] = key
     except UnsupportedModuleError:
         raise
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
         logger.debug("%s was not tried before its first image: %s", type(module).__name__, error)
-    _TRIED[module] = key
 
 
 def _plain_max_pool(module: nn.Module) -> bool:

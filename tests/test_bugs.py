@@ -325,3 +325,30 @@ def test_the_brain_is_tested_with_the_statistics_of_its_training(tmp_path: Path)
     (saved,) = (tmp_path / "run" / "checkpoints").glob("step_*")
     names = FileSystemReader(saved).read_metadata().state_dict_metadata
     assert any(name.endswith("running_mean") for name in names), sorted(names)
+
+
+def test_a_tile_at_a_border_keeps_its_maps_once() -> None:
+    """Padding on one side is an operation before the convolution: autograd kept its copy beside the ReLU's result."""
+    layers = [layer for _ in range(4) for layer in (nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())]
+    module, x = nn.Sequential(*layers), torch.randn(1, 8, 96, 96)
+    # Two tiles, at opposite borders: what three ReLUs made, some rows more than half of it; the result; the map.
+    net = StreamingModule(module, tile=(48, 96), stored=["7"], keep=["7"])
+    net(x)
+    with LiveBytes() as live:
+        y = net(x)
+        kept = live.current
+    assert y.requires_grad
+    assert kept <= 5.4 * x.nbytes  # once 9.4
+
+
+def test_a_lazy_module_may_be_wrapped_before_it_knows_its_channels() -> None:
+    """What a module was when it was tried is noted; a lazy one has no shapes to note."""
+
+    class Shifted(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + 1
+
+    module = nn.Sequential(nn.LazyConv2d(4, 3), Shifted())
+    net, x = StreamingModule(module, tile=8), torch.randn(1, 3, 20, 20)
+    plain = module(x)
+    assert torch.allclose(net(x), plain, atol=1e-6)

@@ -24,7 +24,8 @@ from streamingcnn.plan.peak import exact_peak
 from streamingcnn.plan.search import BudgetError
 from tests.blocks import Bottleneck, ConvNeXt, Dense, EncoderDecoder, InvertedResidual, Net, Residual, SqueezeExcite
 
-CAPTURED: dict[Hashable, Graph] = {}
+#: With the module of each, since a key names functions by their identity.
+CAPTURED: dict[Hashable, tuple[nn.Module, Graph]] = {}
 
 
 @pytest.fixture(autouse=True)
@@ -37,8 +38,8 @@ def _captured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     def remembered(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Graph:
         key = capture_key(module, args, kwargs)
         if key not in CAPTURED:
-            CAPTURED[key] = capture(module, args, kwargs)
-        return CAPTURED[key]
+            CAPTURED[key] = module, capture(module, args, kwargs)
+        return CAPTURED[key][1]
 
     for place in (streamingcnn.module, streamingcnn.probe):
         monkeypatch.setattr(place, "capture", remembered)
