@@ -162,11 +162,13 @@ def paper() -> UNet3D:
     return UNet3D(1, 3, levels=4, filters=(32, 64, 128, 256), norm="batch", loss=loss).eval()
 
 
-def test_the_large_unet_is_exact() -> None:
-    module = paper().double()
-    x, target = torch.randn(1, 1, 64, 64, 64, dtype=torch.float64), torch.randint(0, 3, (1, 64, 64, 64))
-    rows = compare(copy.deepcopy(module), StreamingModule(module, tile=(64, 64, 32)), x, target)
-    assert max(row.error for row in rows) < 1e-10
+@pytest.mark.parametrize("dtype, extent, bound", [(torch.float64, 32, 1e-10), (torch.float32, 64, 1e-3)])
+def test_the_large_unet_is_exact(dtype: torch.dtype, extent: int, bound: float) -> None:
+    """In float64 a volume of 64 takes two minutes, half of them plain PyTorch's."""
+    module = paper().to(dtype)
+    x, target = torch.randn(1, 1, extent, extent, extent, dtype=dtype), torch.randint(0, 3, (1, *[extent] * 3))
+    rows = compare(copy.deepcopy(module), StreamingModule(module, tile=(extent, extent, extent // 2)), x, target)
+    assert max(row.error for row in rows) < bound
 
 
 @pytest.mark.parametrize("memory", [None, "12GiB"])

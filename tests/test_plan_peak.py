@@ -164,9 +164,10 @@ def predicted(net: StreamingModule, x: Tensor, grad: bool) -> int:
     return exact_peak(plan.graph, list(plan.steps)).bytes
 
 
-def assert_holds(net: StreamingModule, x: Tensor, grad: bool) -> None:
+def assert_holds(net: StreamingModule, x: Tensor, grad: bool) -> int:
     said, took = predicted(net, x, grad), live_bytes(net, x, grad)
     assert took <= said <= 1.02 * took
+    return said
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -205,7 +206,7 @@ def test_budget_is_never_exceeded(name: str) -> None:
     module, x = case.make()
     plain = live_bytes(module, x, case.grad)
     smallest: int | None = None
-    for share in (0.6, 0.35, 0.2, 0.01):
+    for share in (0.6, 0.25, 0.01):
         net = StreamingModule(module, memory=int(share * plain))
         try:
             said = predicted(net, x, case.grad)
@@ -216,5 +217,4 @@ def test_budget_is_never_exceeded(name: str) -> None:
         assert live_bytes(net, x, case.grad) <= said
     assert smallest is not None
     net = StreamingModule(module, memory=smallest)
-    assert_holds(net, x, case.grad)
-    assert predicted(net, x, case.grad) <= smallest
+    assert assert_holds(net, x, case.grad) <= smallest

@@ -36,11 +36,12 @@ def choose_tiles(
     graph: Graph, stages: Iterable[Stage], image_tile: Sequence[int] | None, limit: int | None = None
 ) -> None:
     """Set each stage's tile: the one asked for, or the largest whose values fit in ``limit`` bytes."""
+    if image_tile is not None:
+        for stage in stages:
+            stage.tile = tile_of(graph, stage.target, image_tile)
+        return
     limit = usual_tile_bytes(graph) if limit is None else limit
     for stage in stages:
-        if image_tile is not None:
-            stage.tile = tile_of(graph, stage.target, image_tile)
-            continue
         shapes = {_fitted(stage, limit, thin) for thin in (1.0, 1.6, 2.5, 4.0)}
         # The least work; among equals the fewest tiles.
         stage.tile = min(sorted(shapes), key=lambda tile: _effort(stage, tile))
@@ -181,7 +182,8 @@ class Draft:
     def __init__(
         self, graph: Graph, stored: set[str], image_tile: Sequence[int] | None, limit: int | None = None
     ) -> None:
-        self.graph, self.image_tile, self.limit = graph, image_tile, limit
+        self.graph, self.image_tile = graph, image_tile
+        self.limit = usual_tile_bytes(graph) if limit is None and image_tile is None else limit
         self.stored = set(stored)
         self.stages = {step.name: step for step in build_steps(graph, stored) if isinstance(step, Stage)}
         self.held = frozenset().union(*(stage.held | {name} for name, stage in self.stages.items()))
