@@ -36,7 +36,7 @@ def test_wrap_sequential() -> None:
 
 
 def test_wrap_unet3d_trains_as_plain_does_in_less_memory() -> None:
-    arguments = ["examples/wrap_unet3d.py", "--size", "48", "--tile", "16", "--steps", "2", "--filters", "4"]
+    arguments = ["examples/wrap_unet3d.py", "--size", "32", "--tile", "16", "--steps", "2", "--filters", "4"]
     streamed, plain = run(*arguments), run(*arguments, "--plain")
 
     def losses(printed: str) -> list[float]:

@@ -200,7 +200,7 @@ def test_prediction_where_maps_are_on_disk(name: str, tmp_path: Path) -> None:
     assert_holds(StreamingModule(module, 16, stored, stored[::3], offload=f"disk:{tmp_path}"), x, case.grad)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [name for name in CASES if "channels_last" not in name])
 def test_budget_is_never_exceeded(name: str) -> None:
     case = CASES[name]
     module, x = case.make()

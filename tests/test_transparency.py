@@ -60,7 +60,7 @@ def capture_once(
         return captures[key]
 
     monkeypatch.setattr(streamingcnn.module, "capture", remembered)
-    if key in captures:
+    if key in captures or batch > 1:  # batch 1 has been tried
         monkeypatch.setattr(streamingcnn.module, "refuse_early", lambda module: None)
 
 
