@@ -30,7 +30,7 @@ from streamingcnn.comparison import compare
 from streamingcnn.distributed.ownership import Division
 from streamingcnn.distributed.planning import Ranks
 from streamingcnn.memory import LiveBytes
-from streamingcnn.models import GMIC, ResNet
+from streamingcnn.models import GMIC, ResNet, resnet18
 from streamingcnn.models.gmic import GMICLoss
 from streamingcnn.models.gmic.depth import by_slices
 from streamingcnn.models.resnet import BasicBlock
@@ -352,3 +352,11 @@ def test_a_lazy_module_may_be_wrapped_before_it_knows_its_channels() -> None:
     net, x = StreamingModule(module, tile=8), torch.randn(1, 3, 20, 20)
     plain = module(x)
     assert torch.allclose(net(x), plain, atol=1e-6)
+
+
+def test_a_budget_just_above_the_smallest_is_not_refused() -> None:
+    """Where dropping one map after the other did not fit, the last draft was taken, far over, and not the nearest."""
+    x, module = torch.empty((1, 3, 2048, 2048), device="meta"), resnet18().eval()
+    tight, more = (StreamingModule(module, memory=budget).plan(x) for budget in ("155MiB", "190MiB"))
+    assert tight.peak_bytes <= 155 << 20  # once: the smallest plan takes 157 MiB, and ten times as long
+    assert tight.seconds < 3 * more.seconds

@@ -6,7 +6,7 @@ halos. A stage that keeps its graphs costs bytes and saves computing its tiles t
 
     1. Store every map worth storing; drop maps, the most bytes at the highest moment for the least time, until the
        step fits.
-    2. Store or drop single maps for as long as that makes the step faster.
+    2. Store or drop single maps for as long as that makes the step fit better, or faster.
     3. Spend the bytes that are left on stages that keep their graphs.
     4. Run one tile of every stage on the meta device: where its bytes are not what was estimated, correct the
        estimate and search again.
@@ -147,7 +147,9 @@ class Search:
         draft, outcome = min(
             ((draft, self.outcome(draft, 0)) for draft in drafts), key=lambda one: (one[1].over, one[1].seconds)
         )
-        if not outcome.over:
+        if outcome.over:
+            draft = self.improved(draft)
+        if not self.outcome(draft, 0).over:
             draft = self.improved(self.keeping(self.improved(draft)))
         return draft, self.outcome(draft, 0)
 
@@ -160,13 +162,19 @@ class Search:
         return self.workshop.draft(self.workshop.fixed | frozenset(self.workshop.optional))
 
     def fitted(self, least: int) -> Draft:
-        """Drop stored maps, those first that save most at the highest moment for the least time, until it fits."""
+        """Drop stored maps, those first that save most at the highest moment for the least time, until it fits.
+
+        Where it never does, the draft that was least over: without the last few maps, tiles need more than those saved.
+        """
         draft, extra = self.everything, dict[str, float]()
+        nearest, missed = draft, float("inf")
         while True:
             outcome = self.outcome(draft, least)
+            if outcome.over < missed:
+                nearest, missed = draft, outcome.over
             name = self.least_worth(draft, outcome, extra, least) if outcome.over else None
             if name is None:
-                return draft
+                return nearest
             draft = self.dropped(draft, name, extra)
 
     def least_worth(self, draft: Draft, outcome: Outcome, extra: dict[str, float], least: int) -> str | None:
@@ -220,7 +228,7 @@ class Search:
     # ------------------------------------------------------------------ 2: store or drop single maps
 
     def improved(self, draft: Draft) -> Draft:
-        """Store or drop one map at a time, for as long as the step becomes faster."""
+        """Store or drop one map at a time, for as long as the step is less over the budget, or faster."""
         best = self.outcome(draft, 0)
         names = self.workshop.optional
         waiting, trials = deque(names), TRIALS
@@ -228,7 +236,7 @@ class Search:
             trials -= 1
             other = self.workshop.toggled(draft, waiting.popleft())
             outcome = self.outcome(other, 0)
-            if not outcome.over and outcome.seconds < best.seconds * (1 - 1e-4):
+            if (outcome.over, outcome.seconds) < (best.over, best.seconds * (1 - 1e-4)):
                 draft, best = other, outcome
                 waiting = deque((*waiting, *(name for name in names if name not in waiting)))
         return draft
