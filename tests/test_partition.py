@@ -63,8 +63,8 @@ def cases(ranks: int, *arguments: str) -> dict[str, list[Case]]:
     return found
 
 
-#: An eighth of the table each: with two ranks, with three, and in a grid of two by two.
-SHARES = {ranks: [network.name for network in NETWORKS[ranks::8]] for ranks in (2, 3, 4)}
+#: A twelfth of the table each: with two ranks, with three, and in a grid of two by two.
+SHARES = {ranks: [network.name for network in NETWORKS[ranks::12]] for ranks in (2, 3, 4)}
 # Once wrong: its mask is drawn by a plain node, from torch's generator, and every rank has one of its own.
 SHARES[2] = sorted({*SHARES[2], "channel_dropout"})
 
