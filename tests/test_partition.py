@@ -93,7 +93,7 @@ def test_every_network_is_exact_at_other_sizes(ranks: int) -> None:
     """17, 17 x 61 and 15 x 33 x 9: parts of a few pixels, and of none; some networks are made for one size."""
     found = shared(ranks)["sizes"]
     divided = [case for case in found if "unfit" not in case]
-    assert len(found) == (len(SHARES[ranks]) + 1) // 2 and len(divided) > 0.75 * len(found)
+    assert len(found) == len(SHARES[ranks]) and len(divided) > 0.75 * len(found)
     wrong = [case for case in divided if "refused" in case or not case["error"] <= 1e-10]
     assert not wrong, wrong
 

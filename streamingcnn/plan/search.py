@@ -144,13 +144,12 @@ class Search:
     def best(self) -> tuple[Draft, Outcome]:
         """The fastest draft that fits by the estimate; the one that is least over where none does."""
         drafts = (self.fitted(int(self.target * share)) for share in SHARES)
-        draft, outcome = min(
+        draft, _ = min(
             ((draft, self.outcome(draft, 0)) for draft in drafts), key=lambda one: (one[1].over, one[1].seconds)
         )
-        if outcome.over:
-            draft = self.improved(draft)
+        draft = self.improved(draft)
         if not self.outcome(draft, 0).over:
-            draft = self.improved(self.keeping(self.improved(draft)))
+            draft = self.improved(self.keeping(draft))
         return draft, self.outcome(draft, 0)
 
     def outcome(self, draft: Draft, least: int) -> Outcome:

@@ -28,8 +28,6 @@ def sizes(names: list[str]) -> Iterator[Case]:
     from tests.networks import NETWORKS
 
     for k, network in enumerate(each for each in NETWORKS if not names or each.name in names):
-        if names and k % 2:
-            continue  # half of a share of the table is enough here
         given = SIZES[len(network.image) - 1]
         resized = resize(network, given[k // 2 % len(given)])
         try:
