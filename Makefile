@@ -73,5 +73,8 @@ $(VENV)/.%: $(VENV)/torch-$(TORCH).txt setup.cfg
 	$(BIN)/python -m pip install --quiet --constraint $< --editable ".[$*]"
 	touch $@
 
-# mypy looks at the tests, the benchmarks and the site too, and follows what they import.
-$(VENV)/.dev: $(VENV)/.test $(VENV)/.docs
+# mypy looks at the tests, the benchmarks and the site too, and follows what they import: all in one go.
+$(VENV)/.dev: $(VENV)/torch-$(TORCH).txt setup.cfg
+	@echo "Installing streamingcnn[test,docs,dev] into $(VENV) (once)"
+	$(BIN)/python -m pip install --quiet --constraint $< --editable ".[test,docs,dev]"
+	touch $(VENV)/.test $(VENV)/.docs $@

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import config as fx_config
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -55,7 +56,7 @@ def exported(module: nn.Module, leaves: list[Any], spec: pytree.TreeSpec) -> Ite
         ]
     args, kwargs = pytree.tree_unflatten(fakes, spec)
     # Capture changes what all threads share: warnings, loggers, autograd.Function, the module.
-    with CAPTURING, _quiet(), _unchanged(module), watch.active(), _CountedAxes():
+    with CAPTURING, _quiet(), _untraced(), _unchanged(module), watch.active(), _CountedAxes():
         try:
             program = torch.export.export(module, args, kwargs, strict=False)
         except UnsupportedModuleError:
@@ -135,6 +136,8 @@ class _CountedAxes(TorchFunctionMode):
     MONAI's losses name so the axes that they sum over.
     """
 
+    SEEN = frozenset({torch.arange, Tensor.item, Tensor.unbind})
+
     def __init__(self) -> None:
         super().__init__()
         self.known = WeakTensorKeyDictionary()
@@ -142,6 +145,8 @@ class _CountedAxes(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if func not in self.SEEN:  # capture asks for shapes and dtypes a thousand times
+            return func(*args, **(kwargs or {}))
         known = self.known.get(args[0]) if args and isinstance(args[0], Tensor) else None
         if func is Tensor.item and isinstance(known, int):
             return known
@@ -254,6 +259,20 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _untraced() -> Iterator[None]:
+    """No stack trace of each node: nobody reads them (problems name layers), and they take a fifth of the time."""
+    before = getattr(fx_config, "do_not_emit_stack_traces", None)
+    if before is None:  # a torch without the switch
+        yield
+        return
+    fx_config.do_not_emit_stack_traces = True
+    try:
+        yield
+    finally:
+        fx_config.do_not_emit_stack_traces = before
 
 
 def _hook_problems(module: nn.Module) -> list[Problem]:

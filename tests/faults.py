@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import multiprocessing
 import os
 import random
 import sys
@@ -31,6 +30,7 @@ from torch import nn
 from streamingcnn.cli.main import main
 from streamingcnn.training.checkpoint import read_checkpoint
 from streamingcnn.training.folder import read_log
+from tests import forked
 
 SLIDES, SIDE = 6, 64
 #: Seconds that an aimed kill waits for a write to begin; a process takes so long to start only beside many others.
@@ -101,18 +101,12 @@ def faults(folder: Path, kills: int, epochs: int, seed: int = 0, inside: int = 0
 
     It is an error where a checkpoint is torn.
     """
-    server: Any = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["tests.preloaded"])
     table, choose, result = prepare(folder), random.Random(seed), Result()
 
     def start(out: Path) -> Any:
-        process = server.Process(target=child, args=(command(table, out, epochs), folder / "spent"), daemon=True)
-        process.start()
-        return process
+        return forked.process(child, command(table, out, epochs), folder / "spent")
 
-    warm = server.Process(target=id, args=(0,))  # the server imports everything now
-    warm.start()
-    warm.join()
+    forked.process(id, 0).join()  # the server imports everything now
     peace = folder / "peace"
     begun, process = time.monotonic(), start(peace)
     while not (peace / "checkpoints" / "last.pt").exists() and process.is_alive():

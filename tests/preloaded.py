@@ -11,7 +11,7 @@ from torch import nn
 import streamingcnn.cli
 from streamingcnn import StreamingModule
 
-NEEDED = ["tests.faults", "torch.utils.tensorboard", "tomli_w"]
+NEEDED = ["tests.faults", "tests.networks", "tests.ranks.__main__", "torch.utils.tensorboard", "tomli_w"]
 NEEDED += [f"streamingcnn.cli.{module.name}" for module in pkgutil.iter_modules(streamingcnn.cli.__path__)]
 
 torch.set_num_threads(1)  # threads do not live through a fork

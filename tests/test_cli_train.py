@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import multiprocessing
 import resource
 import sys
 import time
@@ -26,6 +25,7 @@ from streamingcnn.training.settings import Settings
 from streamingcnn.training.slides import Slides, slide_image
 from streamingcnn.training.train import train
 from tests import faults
+from tests.forked import needs_fork, process
 
 NETS = """
 from torch import nn
@@ -243,15 +243,7 @@ def limited(arguments: list[str], room: int, said: str) -> None:
         sys.exit(main(arguments))
 
 
-def process(target: Any, *arguments: Any) -> Any:
-    server: Any = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["tests.preloaded"])
-    made = server.Process(target=target, args=arguments, daemon=True)
-    made.start()
-    return made
-
-
-@pytest.mark.skipif("forkserver" not in multiprocessing.get_all_start_methods(), reason="needs fork")
+@needs_fork
 def test_a_full_disk_is_said_and_nothing_is_torn(tmp_path: Path) -> None:
     table = faults.prepare(tmp_path)
     arguments = faults.command(table, tmp_path / "run", 2)
@@ -264,7 +256,7 @@ def test_a_full_disk_is_said_and_nothing_is_torn(tmp_path: Path) -> None:
     assert main(arguments) == 0  # with room again, the same command
 
 
-@pytest.mark.skipif("forkserver" not in multiprocessing.get_all_start_methods(), reason="needs fork")
+@needs_fork
 def test_sigterm_saves_and_ends_well(tmp_path: Path) -> None:
     table = faults.prepare(tmp_path)
     arguments = [*faults.command(table, tmp_path / "run", 3), "--checkpoint-seconds", "1000"]

@@ -9,12 +9,12 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from streamingcnn import StreamingModule
 from streamingcnn.check import relative_errors
 from tests.blocks import Residual
+from tests.forked import needs_fork, ranks
 
 RANKS = 2
 BOUND = 1e-10
@@ -32,9 +32,10 @@ def images(step: int) -> Tensor:
     return torch.randn(RANKS, 2, 3, 37, 45, dtype=torch.float64, generator=generator)
 
 
-def rank_main(rank: int, folder: str) -> None:
+def rank_main() -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS)
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
     try:
         plain = whole()
         net = DistributedDataParallel(StreamingModule(copy.deepcopy(plain), tile=16), bucket_cap_mb=1)
@@ -73,7 +74,9 @@ def rank_main(rank: int, folder: str) -> None:
         dist.destroy_process_group()
 
 
+@needs_fork
 @pytest.mark.skipif(not dist.is_available(), reason="torch was built without distributed")
 @pytest.mark.timeout(240)
 def test_ddp_averages_the_gradients_of_two_processes(tmp_path: Path) -> None:
-    spawn(rank_main, args=(str(tmp_path),), nprocs=RANKS, join=True)
+    done = ranks(tmp_path, RANKS, rank_main)
+    assert all(rank.code == 0 for rank in done), done

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+
+from tests.forked import needs_fork, process
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -46,18 +46,15 @@ def test_wrap_unet3d_trains_as_plain_does_in_less_memory() -> None:
     assert losses(streamed) == pytest.approx(losses(plain), abs=2e-4)
 
 
-@pytest.mark.skipif("forkserver" not in multiprocessing.get_all_start_methods(), reason="needs fork")
+@needs_fork
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_python_of_the_pages_runs(page: Path, tmp_path: Path) -> None:
     """The blocks of a page run in order, one after the other, in one process that has imported everything already."""
     blocks = [match["code"] for match in _BLOCK.finditer(page.read_text()) if not match["skip"]]
-    server: Any = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["tests.preloaded"])
-    process = server.Process(target=run_blocks, args=("\n".join(blocks), tmp_path / "said"))
-    process.start()
-    process.join()
+    page_run = process(run_blocks, "\n".join(blocks), tmp_path / "said", daemon=False)
+    page_run.join()
     said = (tmp_path / "said").read_text()
-    assert process.exitcode == 0, said
+    assert page_run.exitcode == 0, said
     assert "Warning" not in said, said
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from pathlib import Path
 
 import pytest
 
 from tests.faults import faults
+from tests.forked import needs_fork
 
 
-@pytest.mark.skipif("forkserver" not in multiprocessing.get_all_start_methods(), reason="needs fork")
+@needs_fork
 @pytest.mark.timeout(300)
 def test_ten_kills_lose_nothing(tmp_path: Path) -> None:
     result = faults(tmp_path, kills=10, epochs=12, inside=2)

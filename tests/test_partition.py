@@ -1,6 +1,7 @@
 """One image over several ranks: what each gets is what one process gets, or nothing at all is computed.
 
-The ranks are processes of `tests/ranks/` under torchrun, one process group for a whole table.
+The ranks are processes of `tests/ranks/`, one process group for a whole table: forks of a server where the library is
+looked at, and under torchrun where that is.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 import threading
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import nibabel
@@ -24,7 +26,9 @@ import torch.distributed as dist
 
 from streamingcnn.distributed.ended import last_words
 from streamingcnn.distributed.ownership import Division
+from tests import forked
 from tests.networks import NETWORKS
+from tests.ranks.__main__ import main
 
 ROOT = Path(__file__).parents[1]
 Case = dict[str, Any]
@@ -32,6 +36,7 @@ Case = dict[str, Any]
 pytestmark = [
     pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs torch.distributed, gloo"),
     pytest.mark.timeout(900),
+    forked.needs_fork,
 ]
 
 
@@ -53,14 +58,17 @@ def torchrun(ranks: int, *arguments: str, restarts: int = 0) -> subprocess.Compl
 @cache
 def cases(ranks: int, *arguments: str) -> dict[str, list[Case]]:
     """What rank 0 printed, by task."""
-    done = torchrun(ranks, *arguments)
-    assert done.returncode == 0, done.stderr[-4000:]
+    with TemporaryDirectory() as folder:
+        done = forked.ranks(Path(folder), ranks, main, arguments)
+    assert all(rank.code == 0 for rank in done), [rank.said[-4000:] for rank in done]
     found: dict[str, list[Case]] = {}
-    for line in done.stdout.splitlines():
-        if line.startswith("{"):
-            case = json.loads(line)
-            found.setdefault(case["task"], []).append(case)
+    for case in _cases_in(done[0].out):
+        found.setdefault(case["task"], []).append(case)
     return found
+
+
+def _cases_in(printed: str) -> list[Case]:
+    return [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
 
 
 #: A twelfth of the table each: with two ranks, with three, and in a grid of two by two.
@@ -188,10 +196,10 @@ def test_a_killed_training_goes_on_to_the_bit(tmp_path: Path, capsys: pytest.Cap
 
     done = torchrun(2, "restart", "--names", str(tmp_path), restarts=1)
     assert done.returncode == 0, done.stderr[-4000:]
-    (case,) = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    (case,) = _cases_in(done.stdout)
     assert case["life"] == "1" and case["same"], case
     assert "after step 2" in done.stdout
-    for said in (OTHER, "backward of '", "was last seen at '"):
+    for said in (OTHER, "backward of '|sum the gradient of ", "was last seen at '"):
         assert re.search(said, done.stderr), done.stderr[-3000:]
     example(tmp_path / "alone")
 
@@ -234,11 +242,19 @@ OTHER = r"rank 0 of 2 (waited|could not|is ended by SIGTERM)"
         ("replicas", [r"'0\.weight' on rank 1 is not what it is on rank 0"]),
     ],
 )
-def test_every_rank_ends_and_says_why(kind: str, said: list[str]) -> None:
-    done = torchrun(2, "failing", "--names", kind)
-    assert done.returncode != 0
+def test_every_rank_ends_and_says_why(kind: str, said: list[str], tmp_path: Path) -> None:
+    """By itself; where torchrun has to end a rank, it still says why."""
+    if kind in ("kill forward", "kill others compute", "sleep"):
+        done = torchrun(2, "failing", "--names", kind)
+        assert done.returncode != 0
+        heard = done.stderr
+    else:
+        ended = forked.ranks(tmp_path, 2, main, ("failing", "--names", kind), seconds=60)
+        assert all(rank.code not in (0, -signal.SIGTERM) for rank in ended), ended
+        assert ended[0].code != -signal.SIGKILL, ended
+        heard = "".join(rank.said for rank in ended)
     for text in said:
-        assert re.search(text, done.stderr), done.stderr[-3000:]
+        assert re.search(text, heard), heard[-3000:]
 
 
 def test_the_handler_of_last_words_is_only_lent() -> None:

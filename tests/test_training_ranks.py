@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
-from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,6 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import spawn
 
 from streamingcnn import StreamingModule
 from streamingcnn.comparison import relative_errors
@@ -28,7 +25,7 @@ from streamingcnn.training.recipe import Recipe
 from streamingcnn.training.settings import Settings
 from streamingcnn.training.tasks import Task
 from streamingcnn.training.train import train
-from tests import faults
+from tests import faults, forked
 
 RANKS, BOUND = 2, 1e-10
 
@@ -61,9 +58,10 @@ def trained(broken: int | None, accumulate: int) -> Training:
     return made
 
 
-def rank_main(rank: int, folder: str) -> None:
+def rank_main(folder: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS)
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
     try:
         for broken in (None, 2):
             made = trained(broken, accumulate=1)
@@ -75,10 +73,12 @@ def rank_main(rank: int, folder: str) -> None:
         dist.destroy_process_group()
 
 
+@forked.needs_fork
 @pytest.mark.skipif(not dist.is_available(), reason="torch was built without distributed")
 @pytest.mark.timeout(240)
 def test_two_processes_are_one_with_all_the_slides(tmp_path: Path) -> None:
-    spawn(rank_main, args=(str(tmp_path),), nprocs=RANKS, join=True)
+    done = forked.ranks(tmp_path, RANKS, rank_main, str(tmp_path))
+    assert all(rank.code == 0 for rank in done), done
     for broken in (None, 2):
         alone = trained(broken, accumulate=2)
         for rank in range(RANKS):
@@ -102,10 +102,9 @@ def command_settings(folder: str | Path) -> Settings:
     )
 
 
-def command_main(rank: int, folder: str, ports: list[int]) -> None:
+def command_main(folder: str, ports: list[int]) -> None:
     torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(RANKS), LOCAL_WORLD_SIZE=str(RANKS))
-    os.environ.update(MASTER_ADDR="127.0.0.1")
+    rank = int(os.environ["RANK"])
     settings = command_settings(folder)
     for port, more in zip(ports[:2], ({}, {"spatial": 2, "accumulate": 2, "out": f"{folder}/shared"}), strict=True):
         os.environ["MASTER_PORT"] = str(port)
@@ -119,20 +118,14 @@ def command_main(rank: int, folder: str, ports: list[int]) -> None:
         assert ranks.partition is not None and ranks.partition.link.timeout == timedelta(seconds=7)
 
 
-def free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-
-
+@forked.needs_fork
 @pytest.mark.skipif(not dist.is_available(), reason="torch was built without distributed")
 @pytest.mark.timeout(240)
 def test_the_command_under_torchrun(tmp_path: Path) -> None:
     """It writes once; and two processes that share each slide train what one process trains."""
     faults.prepare(tmp_path)
-    spawn(command_main, args=(str(tmp_path), free_ports(3)), nprocs=RANKS, join=True)
+    done = forked.ranks(tmp_path, RANKS, command_main, str(tmp_path), forked.free_ports(3))
+    assert all(rank.code == 0 for rank in done), done
     rows = [row for row in read_log(tmp_path / "run" / "log.csv") if row["loss"]]
     assert [(row["step"], row["images"]) for row in rows] == [("1", "2"), ("2", "2"), ("3", "2"), ("4", "2")]
     assert len(read_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")["generators"]) == RANKS

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.distributed as dist
@@ -46,12 +46,12 @@ TASKS: dict[str, Callable[[list[str]], Iterator[Case]]] = {
 }
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run the tasks, and print what rank 0 has to say."""
     parser = argparse.ArgumentParser()
     parser.add_argument("tasks", nargs="+", choices=list(TASKS))
     parser.add_argument("--names", nargs="*", default=[])
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     # A trial on a likely image before the real one would double what the ranks capture, all of them the same.
     streamingcnn.module.__dict__["refuse_early"] = lambda module: None

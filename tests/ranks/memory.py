@@ -25,7 +25,7 @@ def memory(_: list[str]) -> Iterator[Case]:
     trunk = nn.Sequential(*list(resnet18().eval().children())[:6])
     for name, module, shape, tile in (
         ("resnet18 without its widest layers", trunk, (1, 3, 640, 256), 32),
-        ("unet3d", UNet3D(1, 2, levels=3, filters=8, norm="batch").eval(), (1, 1, 96, 48, 48), 12),
+        ("unet3d", UNet3D(1, 2, levels=3, filters=8, norm="batch").eval(), (1, 1, 96, 32, 32), 12),
     ):
         partition = Partition(None, (0,), timeout=60, gather="none")
         net = StreamingModule(copy.deepcopy(module), partition=partition, tile=tile)
