@@ -145,9 +145,9 @@ def test_constants_made_of_others_have_rates_of_their_own() -> None:
     """``dataclasses.replace`` handed the table of looked up rates on, so that the copy kept its model's."""
     sizes, kind = np.array([1e6]), "copy"
     times = Times(BUILT_IN_RATES["contiguous"])
-    before = times.rate(kind, False, sizes)
+    before, _ = times.rate([kind], sizes)
     doubled = Rate(*(tuple(2 * rate for rate in one) for one in (times.rates[kind].forward,) * 2))
-    assert dataclasses.replace(times, rates={kind: doubled}).rate(kind, False, sizes) == pytest.approx(2 * before)
+    assert dataclasses.replace(times, rates={kind: doubled}).rate([kind], sizes)[0] == pytest.approx(2 * before)
 
 
 def test_a_budget_holds_the_gradients_of_parameters() -> None:

@@ -29,10 +29,14 @@ def test_shapes_of_what_pytorch_is_slow_at(dims: int, dtype: torch.dtype) -> Non
     whole = torch.empty(2, 8, *(9, 8, 6)[:dims], device="meta", dtype=dtype).to(memory_format=FORMATS[dims])
     for read in views(whole):
         side = torch.empty(read.shape[1], device="meta", dtype=torch.promote_types(dtype, torch.float32))
-        for gradient in (torch.empty_like(read), read, read.contiguous()):
+        turned = read.transpose(0, 1).contiguous().transpose(0, 1)
+        for gradient in (torch.empty_like(read), read, read.contiguous(), turned):
             for training in (False, True):
                 given: dict[Any, tuple[Any, ...]] = {
                     ATEN.threshold_backward.default: (gradient, read, 0),
+                    ATEN.leaky_relu_backward.default: (gradient, read, 0.1, True),
+                    ATEN.leaky_relu_.default: (read, 0.1),
+                    ATEN.relu_.default: (read,),
                     ATEN.native_batch_norm.default: (read, side, side, side, side, training, 0.1, 1e-5),
                     ATEN.native_batch_norm_backward.default: (
                         *(gradient, read, side, side, side, side, side, training, 1e-5),

@@ -200,13 +200,14 @@ def test_prediction_where_maps_are_on_disk(name: str, tmp_path: Path) -> None:
     assert_holds(StreamingModule(module, 16, stored, stored[::3], offload=f"disk:{tmp_path}"), x, case.grad)
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if "channels_last" not in name])
-def test_budget_is_never_exceeded(name: str) -> None:
+@pytest.mark.parametrize(("number", "name"), [*enumerate(name for name in CASES if "channels_last" not in name)])
+def test_budget_is_never_exceeded(number: int, name: str) -> None:
+    """60 or 25 % of plain's bytes, and the smallest that an error names."""
     case = CASES[name]
     module, x = case.make()
     plain = live_bytes(module, x, case.grad)
     smallest: int | None = None
-    for share in (0.6, 0.25, 0.01):
+    for share in ((0.6, 0.25)[number % 2], 0.01):
         net = StreamingModule(module, memory=int(share * plain))
         try:
             said = predicted(net, x, case.grad)

@@ -25,11 +25,8 @@ def of_convolution(channels: int, times: Times, space: int = 2) -> tuple[float, 
     (node,) = graph.locals.values()
     kind = kind_of(node)
     numbers = np.array([2.0**20])  # of the result; as many again are read
-    moved = 8 * numbers
-    ahead, back = (
-        times.seconds(kind, backward, moved, numbers * units, moved).item()
-        for backward, units in zip((False, True), units_of(node, kind, times), strict=True)
-    )
+    units = np.array(units_of(node, kind, times))[:, None] * numbers
+    ahead, back = times.seconds([kind], 8 * numbers, units, 8 * numbers).flat
     return ahead, back
 
 
@@ -40,9 +37,8 @@ def test_a_convolution_takes_what_was_measured_with_few_channels_and_with_many(k
     for channels, measured in ((few.channels, few.kind), (few.many_channels, kind)):
         moved = np.array([float(SIZES[1])])
         units = moved * few.intensity(channels, times.lanes)
-        for backward in (False, True):
-            expected = units * times.rate(measured, backward, moved)
-            assert times.seconds(kind, backward, moved, units, moved) == pytest.approx(expected)
+        both = np.stack([units, units])
+        assert times.seconds([kind], moved, both, moved) == pytest.approx(both * times.rate([measured], moved))
 
 
 def test_channels_are_padded_to_the_lanes_of_the_processor() -> None:

@@ -88,11 +88,14 @@ class Remembering(LiveBytes):
         return result
 
 
-def _threshold_backward(gradient: Tensor, read: Tensor, *rest: Any) -> Tensor:
-    if gradient.stride() == read.stride() and gradient.dtype == read.dtype:
-        return torch.empty_like(read)
-    result: Tensor = torch.ops.aten.threshold_backward.default(gradient, read, *rest)
+def _gradient_of_pointwise(gradient: Tensor, read: Tensor, *_: Any) -> Tensor:
+    """Whichever function it is of, it is laid out as any function of the two is; of this one PyTorch knows at once."""
+    result: Tensor = torch.ops.aten.hardshrink_backward.default(read, gradient, 0.5)
     return result
+
+
+def _overwriting(read: Tensor, *_: Any) -> Tensor:
+    return read
 
 
 def _batch_norm(read: Tensor, *rest: Any) -> list[Tensor]:
@@ -111,7 +114,10 @@ def _wide(read: Tensor) -> torch.dtype:
 
 #: Operations that PyTorch takes long to find the shapes of, and steps have hundreds of.
 _SHAPES: dict[torch._ops.OpOverload, Callable[..., Any]] = {
-    torch.ops.aten.threshold_backward.default: _threshold_backward,
+    torch.ops.aten.threshold_backward.default: _gradient_of_pointwise,
+    torch.ops.aten.leaky_relu_backward.default: _gradient_of_pointwise,
+    torch.ops.aten.leaky_relu_.default: _overwriting,
+    torch.ops.aten.relu_.default: _overwriting,
     torch.ops.aten.native_batch_norm.default: _batch_norm,
     torch.ops.aten.native_batch_norm_backward.default: _batch_norm_backward,
 }

@@ -173,12 +173,20 @@ class Piece:
         return sum(prod(value.shape) * value.dtype.itemsize for value in sides.values())
 
     @cached_property
-    def _kinds(self) -> dict[str, list[int]]:
-        """The positions of the nodes of each kind."""
-        kinds: dict[str, list[int]] = {}
-        for k, node in enumerate(self.nodes):
-            kinds.setdefault(kind_of(node), []).append(k)
-        return kinds
+    def _timed(self) -> dict[int, str]:
+        """The positions of the nodes that take time, and their kinds."""
+        kinds = {k: kind_of(node) for k, node in enumerate(self.nodes)}
+        return {k: kind for k, kind in kinds.items() if kind != "free"}
+
+    @cached_property
+    def _work(self) -> Array:
+        """By node that takes time: units per element of its result, forward and backward; 0 where bytes are units."""
+        # Rates are those of float32; other dtypes move, and roughly compute, by their width.
+        width = {k: self.nodes[k].value.dtype.itemsize / 4 for k in self._timed}
+        work = [
+            [width[k] * each for each in units_of(self.nodes[k], kind, self.times)] for k, kind in self._timed.items()
+        ]
+        return np.array(work).reshape(-1, 2).T[:, None]
 
     # ------------------------------------------------------------------ options
 
@@ -257,42 +265,32 @@ class Piece:
         made = slice(offset, None)
         touched = bytes_of @ self._reads.T + bytes_of[:, made]
         moved = all_bytes @ self._reads.T + all_bytes[:, made]
-        calls = counts * sum(len(ks) for kind, ks in self._kinds.items() if kind != "free")
+        calls = counts * len(self._timed)
         forward, backward = calls * times.call + counts * times.tile, 2 * calls * times.call + counts * times.tile
         # Every tile brings every weight into the processor's own layout, and adds to every weight's gradient.
         weights = counts * self._weights * self._memory[0]
         forward, backward = forward + 2 * weights, backward + 6 * weights
         last = np.zeros(len(counts))
-        for kind, positions in self._kinds.items():
-            if kind == "free":
-                continue
-            size = touched[:, positions]
-            work = np.array([units_of(self.nodes[k], kind, times) for k in positions])
-            results, transfers = total[:, made][:, positions], moved[:, positions]
-            # Rates are those of float32; other dtypes move, and roughly compute, by their width.
-            width = self._itemsizes[made][positions] / 4
-            done = [results * width * each if work.any() else transfers for each in work.T]
-            ahead, back = (
-                times.seconds(kind, backward, size, units, transfers)
-                for backward, units in zip((False, True), done, strict=True)
-            )
-            for column, k in enumerate(positions):
+        if self._timed:
+            positions = list(self._timed)
+            transfers = moved[:, positions]
+            units = np.where(self._work > 0, total[:, made][:, positions] * self._work, transfers)
+            seconds = times.seconds(list(self._timed.values()), touched[:, positions], units, transfers)
+            for column, (k, kind) in enumerate(self._timed.items()):
                 node = self.nodes[k]
                 if node.rule.slowness is not None:
-                    slow = self._slowness(node, along)
-                    ahead[:, column] *= slow
-                    back[:, column] *= slow
+                    seconds[..., column] *= self._slowness(node, along)
                 if "first" not in kind and all(read.value.name in self.image for read in node.rule.reads):
-                    back[:, column] *= 0.5 if node.rule.side else 0.0
+                    seconds[1, :, column] *= 0.5 if node.rule.side else 0.0
                 if node.rule.ghost is not None and node.value is self.target:
-                    last = last + ahead[:, column]
-            forward = forward + ahead.sum(axis=1)
-            backward = backward + back.sum(axis=1)
+                    last = last + seconds[0, :, column]
+            ahead, back = seconds.sum(axis=-1)
+            forward, backward = forward + ahead, backward + back
         out = all_bytes[:, self._at[self.target.name]]
         for _ in self.reductions:
-            size = bytes_of[:, self._at[self.target.name]]
-            forward = forward + times.seconds("statistics", False, size, out, out)
-            backward = backward + times.seconds("statistics", True, size, out, out)
+            size, units = bytes_of[:, [self._at[self.target.name]]], out[:, None]
+            ahead, back = times.seconds(["statistics"], size, np.stack([units, units]), units)[..., 0]
+            forward, backward = forward + ahead, backward + back
         return self._with_copies(forward, last, backward, out, all_bytes, counts)
 
     def _with_copies(

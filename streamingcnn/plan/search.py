@@ -217,7 +217,7 @@ class Search:
 
     def dropped(self, draft: Draft, name: str, extra: dict[str, float]) -> Draft:
         """A draft without one map; forget the seconds of those around it: its readers, and what they all read."""
-        readers = self.readers(draft)[name]
+        readers = (entry for entry in draft.entries if isinstance(entry, Piece) and name in entry.reads)
         for piece in (self.workshop.piece(name, draft.stored), *readers):
             extra.pop(piece.target.name, None)
             for read in piece.reads:

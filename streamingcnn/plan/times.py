@@ -27,8 +27,9 @@ from __future__ import annotations
 import json
 import os
 import sys
-from dataclasses import dataclass, field
-from functools import lru_cache
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from math import prod
 from pathlib import Path
 
@@ -59,36 +60,50 @@ class Times:
     tile: float = 150e-6
     source: str = "built in"
     lanes: int = 1
-    _tables: dict[tuple[str, bool], Array] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def rate(self, kind: str, backward: bool, size: Array) -> Array:
-        """Seconds a unit for operations that touch so many bytes."""
-        key = (kind, backward)
-        if key not in self._tables:
-            rate = self.rates[kind]
-            self._tables[key] = np.asarray(rate.backward if backward else rate.forward) * 1e-9
-        return np.interp(np.log2(np.maximum(size, 1.0)), _LOG_SIZES, self._tables[key])
+    @cached_property
+    def _tables(self) -> dict[str, Array]:
+        """By kind, the seconds a unit at each of the sizes: (4 sizes, forward and backward)."""
+        return {kind: np.array([rate.forward, rate.backward]).T * 1e-9 for kind, rate in self.rates.items()}
 
-    def seconds(self, kind: str, backward: bool, size: Array, units: Array, moved: Array) -> Array:
-        """Seconds of operations that touch ``size`` bytes at a time.
+    @cached_property
+    def _few(self) -> dict[str, tuple[float, float]]:
+        """Of kinds that are measured with few channels too: the multiply-adds for every byte, of few and of many."""
+        return {
+            kind: (few.intensity(few.channels, self.lanes), few.intensity(few.many_channels, self.lanes))
+            for kind, few in FEW.items()
+        }
+
+    def rate(self, kinds: Sequence[str], size: Array) -> Array:
+        """Seconds a unit for operations that touch so many bytes: (forward and backward, *sizes, kinds)."""
+        tables = np.array([self._tables[kind] for kind in kinds]).transpose(1, 2, 0)
+        tables = tables.reshape(len(SIZES), 2, *(1,) * (size.ndim - 1), len(kinds))
+        logs = np.log2(np.maximum(size, 1.0))
+        rates: Array = tables[0] + np.zeros_like(logs)
+        for low, high, before, after in zip(_LOG_SIZES, _LOG_SIZES[1:], tables, tables[1:], strict=False):
+            rates += (after - before) * np.minimum(np.maximum((logs - low) / (high - low), 0.0), 1.0)
+        return rates
+
+    def seconds(self, kinds: Sequence[str], size: Array, units: Array, moved: Array) -> Array:
+        """Seconds of operations that touch ``size`` bytes at a time: (forward and backward, *sizes, kinds).
 
         Args:
-            kind: what they are (:func:`kind_of`).
-            backward: of their gradient.
+            kinds: what they are (:func:`kind_of`), along the last axis of all others.
             size: bytes that one call touches.
-            units: multiply-adds of a convolution (:func:`units_of`), or bytes moved.
+            units: multiply-adds of a convolution (:func:`units_of`), or bytes moved, in forward and in backward.
             moved: bytes moved by all calls.
         """
-        rate = self.rate(kind, backward, size)
-        if kind not in FEW:
-            return units * rate
-        few = FEW[kind]
-        low, high = (few.intensity(channels, self.lanes) for channels in (few.channels, few.many_channels))
-        # Multiply-adds a byte; with fewer than measured it is the bytes alone that take their time.
-        intensity = np.maximum(units, 1e-9) / np.maximum(moved, 1e-9)
-        many = np.clip(np.log2(intensity / low) / np.log2(high / low), 0.0, 1.0)
-        scarce = np.maximum(low / intensity, 1.0)
-        found: Array = units * (many * rate + (1 - many) * scarce * self.rate(few.kind, backward, size))
+        rates = self.rate(kinds, size)
+        few = [k for k, kind in enumerate(kinds) if kind in FEW]
+        if few:
+            low, high = np.array([self._few[kinds[k]] for k in few]).T
+            # Multiply-adds a byte; with fewer than measured it is the bytes alone that take their time.
+            intensity = np.maximum(units[..., few], 1e-9) / np.maximum(moved[..., few], 1e-9)
+            many = np.clip(np.log2(intensity / low) / np.log2(high / low), 0.0, 1.0)
+            scarce = np.maximum(low / intensity, 1.0)
+            rates_of_few = self.rate([FEW[kinds[k]].kind for k in few], size[..., few])
+            rates[..., few] = many * rates[..., few] + (1 - many) * scarce * rates_of_few
+        found: Array = units * rates
         return found
 
     def padded(self, channels: int) -> float:
