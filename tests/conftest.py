@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+import streamingcnn.module
+
 
 def pytest_report_header() -> str:
     return f"torch {torch.__version__}, {'CUDA' if torch.cuda.is_available() else 'CPU only'}"
@@ -21,6 +23,12 @@ def _one_thread() -> None:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def untried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wrapping does not try a module on a likely image first, which takes as long as the capture that is looked at."""
+    monkeypatch.setattr(streamingcnn.module, "refuse_early", lambda module: None)
 
 
 @pytest.fixture(autouse=True)

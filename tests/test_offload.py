@@ -36,6 +36,8 @@ from streamingcnn.plan.times import Times
 from streamingcnn.staging import UNDER_WAY, Staging
 from tests.blocks import Residual
 
+pytestmark = pytest.mark.usefixtures("untried")
+
 BOUND = 1e-10
 posix = pytest.mark.skipif(sys.platform == "win32", reason="an open file without a name is POSIX's")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")

@@ -33,6 +33,8 @@ from tests.background import Known, background, small_cells, with_patch
 from tests.blocks import Net, Residual, SqueezeExcite
 from tests.networks import NETWORKS, Network
 
+pytestmark = pytest.mark.usefixtures("untried")
+
 BOUND = 1e-10
 
 

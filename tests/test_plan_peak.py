@@ -24,6 +24,8 @@ from streamingcnn.plan.peak import exact_peak
 from streamingcnn.plan.search import BudgetError
 from tests.blocks import Bottleneck, ConvNeXt, Dense, EncoderDecoder, InvertedResidual, Net, Residual, SqueezeExcite
 
+pytestmark = pytest.mark.usefixtures("untried")
+
 #: With the module of each, since a key names functions by their identity.
 CAPTURED: dict[Hashable, tuple[nn.Module, Graph]] = {}
 

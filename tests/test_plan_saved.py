@@ -26,6 +26,8 @@ from streamingcnn.plan.identity import graph_hash
 from streamingcnn.plan.saved import PlanError, SavedPlan
 from tests.blocks import ConvNeXt, Dense, EncoderDecoder, Residual
 
+pytestmark = pytest.mark.usefixtures("untried")
+
 ROOT = Path(__file__).parent.parent
 SHAPE = (2, 3, 45, 38)
 
