@@ -25,8 +25,9 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from streamingcnn import StreamingModule, open_image
 from streamingcnn.boxes import Box
 from streamingcnn.capture import capture
+from streamingcnn.check import check
 from streamingcnn.cli.evaluate import answered
-from streamingcnn.comparison import compare
+from streamingcnn.comparison import compare, relative_errors
 from streamingcnn.distributed.ownership import Division
 from streamingcnn.distributed.planning import Ranks
 from streamingcnn.memory import LiveBytes
@@ -352,6 +353,15 @@ def test_a_lazy_module_may_be_wrapped_before_it_knows_its_channels() -> None:
     net, x = StreamingModule(module, tile=8), torch.randn(1, 3, 20, 20)
     plain = module(x)
     assert torch.allclose(net(x), plain, atol=1e-6)
+
+
+def test_a_bias_before_a_norm_passes_the_check_at_any_size() -> None:
+    """Its gradient is zero, and plain's rounding around it grows with the image: 19 last bits of the largest here."""
+    module = nn.Sequential(nn.ConvTranspose2d(3, 16, 2, 2), nn.BatchNorm2d(16), nn.ReLU())
+    assert check(module, torch.randn(1, 3, 200, 200), tile=100).ok
+    # What is not rounding is still seen: a billionth of the largest gradient.
+    plain = {"weight": torch.tensor([1.0], dtype=torch.float64), "bias": torch.tensor([1e-14], dtype=torch.float64)}
+    assert relative_errors({**plain, "bias": plain["bias"] + 1e-9}, plain)["bias"] > 1e-4
 
 
 def test_a_budget_just_above_the_smallest_is_not_refused() -> None:
