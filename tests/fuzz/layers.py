@@ -40,8 +40,8 @@ class Function(nn.Module):
 
 
 def filters(draw: Draw, groups: int) -> int:
-    """A number of channels that the groups divide; often four, which a pixel shuffle needs."""
-    return draw.one_of([n for n in (1, 2, 3, 4, 4, 4, 6, 8) if n % groups == 0] or [groups])
+    """A number of channels that the groups divide; often four or more, which a pixel shuffle needs."""
+    return draw.one_of([n for n in (1, 2, 3, 4, 4, 4, 6, 8, 8, 16) if n % groups == 0] or [groups])
 
 
 def conv(draw: Draw, space: int, channels: int) -> nn.Module:
@@ -191,7 +191,9 @@ def dropout(draw: Draw, space: int, channels: int) -> nn.Module:
 
 
 def softmax(draw: Draw, space: int, channels: int) -> nn.Module:
-    return Function(lambda _, x: x.softmax(1) + 0.1 * x, "softmax over channels")
+    if channels % 2 == 0:
+        return Function(lambda _, x: x.softmax(1), "softmax over channels")
+    return Function(lambda _, x: x.softmax(1) + 0.1 * x, "softmax over channels + 0.1 x")
 
 
 def squeeze_excite(draw: Draw, space: int, channels: int) -> nn.Module:
@@ -208,9 +210,9 @@ def some_channels(draw: Draw, space: int, channels: int) -> nn.Module:
 def halves(draw: Draw, space: int, channels: int) -> nn.Module:
     def run(_: Any, x: Tensor) -> Tensor:
         a, b = x.chunk(2, 1) if channels % 2 == 0 else (x, x)
-        return a + torch.tanh(b)
+        return b if channels % 4 == 0 else a + torch.tanh(b)
 
-    return Function(run, "chunk, a + tanh(b)")
+    return Function(run, "chunk, b" if channels % 4 == 0 else "chunk, a + tanh(b)")
 
 
 def crop(draw: Draw, space: int, channels: int) -> nn.Module:
@@ -232,7 +234,7 @@ def cut_to_meet(maps: tuple[Tensor, ...]) -> list[Tensor]:
     """The parts of several maps that all of them have."""
     sizes = [min(each) for each in zip(*(m.shape[2:] for m in maps), strict=True)]
     place: tuple[slice | EllipsisType, ...] = (..., *(slice(0, size) for size in sizes))
-    return [m[place] for m in maps]
+    return [m if m.shape[2:] == tuple(sizes) else m[place] for m in maps]
 
 
 def together(draw: Draw, space: int, channels: int) -> nn.Module:
@@ -265,7 +267,7 @@ FLAT = ("cubic_sampling", "pixel_shuffle", "pixel_unshuffle")
 #: What is drawn more often than once: it has many cases, or often does not fit.
 OFTEN = {
     "conv": 4, "pad": 3, "max_pool": 2, "avg_pool": 2, "conv_transpose": 2, "channels_last": 2, "pixel_shuffle": 3,
-    "pixel_unshuffle": 3,
+    "pixel_unshuffle": 3, "halves": 2, "softmax": 2,
 }  # fmt: skip
 
 NORMS = ("batch_norm", "instance_norm", "group_norm")
