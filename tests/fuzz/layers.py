@@ -267,7 +267,7 @@ FLAT = ("cubic_sampling", "pixel_shuffle", "pixel_unshuffle")
 #: What is drawn more often than once: it has many cases, or often does not fit.
 OFTEN = {
     "conv": 4, "pad": 3, "max_pool": 2, "avg_pool": 2, "conv_transpose": 2, "channels_last": 2, "pixel_shuffle": 3,
-    "pixel_unshuffle": 3, "halves": 2, "softmax": 2,
+    "pixel_unshuffle": 5, "halves": 2, "softmax": 2,
 }  # fmt: skip
 
 NORMS = ("batch_norm", "instance_norm", "group_norm")
@@ -289,7 +289,7 @@ def fits(kind: str, shape: tuple[int, ...]) -> bool:
     if kind == "pixel_shuffle":
         return channels % 4 == 0
     if kind == "pixel_unshuffle":
-        return all(size % 2 == 0 for size in sizes) and channels <= 4
+        return all(size % 2 == 0 for size in sizes) and channels <= 8
     if kind in NORMS:
         # One pixel has no statistics, and over a few all is rounding.
         return math.prod(sizes) >= 9
