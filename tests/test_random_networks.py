@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -9,6 +10,9 @@ from tests.fuzz.counts import ALL
 from tests.fuzz.draw import FromHypothesis
 from tests.fuzz.networks import example
 from tests.fuzz.run import chunk, failure
+
+#: Plain PyTorch's, of a copy that it makes.
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 
 
 @settings(
