@@ -15,7 +15,8 @@ gradients, buffers.
     gradient is a difference of large numbers (the scale of a layer in front of a batch norm is an example), and
     1e-6 x 1e-10, our bound, is half the last bit of the largest norm; plain itself is further off. So for a
     tensor below 1e-4 of the largest norm, a difference below 8 of its last bits (eps of b's dtype) counts as 0.
-    A tensor below 512 of those bits is nothing but noise, of a sum over many pixels, and may differ by as many.
+    In float64 a tensor below 512 of those bits is nothing but noise, of a sum over many pixels, and may differ by as
+    many; in narrower numbers so many bits are no noise.
     Tests, `check` and the benchmarks all use this error, so their figures can be held against each other.
 """
 
@@ -45,7 +46,7 @@ Step: TypeAlias = dict[tuple[Kind, str], Tensor | None]
 FLOOR = 1e-6
 #: A tensor smaller than this share of the largest norm may differ by so many of its last bits.
 SMALL, LAST_BITS = 1e-4, 8
-#: A tensor of no more than so many of its last bits is all noise: it grows with the root of the number of pixels.
+#: A float64 tensor of no more than so many of its last bits is all noise, which grows with the root of the pixels.
 NOISE_BITS = 512
 
 Key = TypeVar("Key", bound=Hashable)
@@ -262,7 +263,7 @@ def _error(a: Tensor | None, b: Tensor | None, scale: float) -> float:
     last_bit = torch.finfo(b.dtype).eps * scale if b.is_floating_point() else 0.0
     if norm < SMALL * scale and difference <= LAST_BITS * last_bit:
         return 0.0
-    if max(norm, difference) < NOISE_BITS * last_bit:
+    if b.dtype is torch.float64 and max(norm, difference) < NOISE_BITS * last_bit:
         return 0.0
     size = max(norm, FLOOR * scale)
     return difference / size if size > 0 else math.inf

@@ -364,6 +364,16 @@ def test_a_bias_before_a_norm_passes_the_check_at_any_size() -> None:
     assert relative_errors({**plain, "bias": plain["bias"] + 1e-9}, plain)["bias"] > 1e-4
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_in_narrow_numbers_nothing_is_noise(dtype: torch.dtype) -> None:
+    """512 last bits of bfloat16 are four times the number itself: every tensor counted as equal."""
+    plain = {"weight": torch.ones(4, dtype=dtype), "bias": torch.full((4,), 1e-5, dtype=dtype)}
+    errors = relative_errors({name: 2 * tensor for name, tensor in plain.items()}, plain)
+    assert errors["weight"] == pytest.approx(1.0)
+    if dtype is torch.float32:
+        assert errors["bias"] == pytest.approx(1.0, rel=1e-3)
+
+
 def test_a_budget_just_above_the_smallest_is_not_refused() -> None:
     """Where dropping one map after the other did not fit, the last draft was taken, far over, and not the nearest."""
     x, module = torch.empty((1, 3, 2048, 2048), device="meta"), resnet18().eval()
